@@ -1,0 +1,60 @@
+# minissl: `make` lists what can be made.
+#
+# The packages go into .venv, made on first use and kept; in an active conda environment that has them already, that
+# environment is used. Windows without make: the README has the same as plain lines of pip and python.
+
+SYSTEM_PYTHON ?= $(if $(filter Windows_NT,$(OS)),python,python3)
+BIN := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+CONDA_READY := $(if $(CONDA_PREFIX),$(shell python -c "import torch, jsonargparse, sklearn, minissl" 2>&1 || echo no),no)
+
+ifeq ($(strip $(CONDA_READY)),)
+PYTHON := python
+READY :=
+else
+PYTHON := .venv/$(BIN)/python
+READY := .venv/ready
+endif
+
+DATA ?= scenes
+OUT ?= runs/chapter3
+OPTIONS ?=
+
+.PHONY: help setup chapter3 lab test test-fast check format clean
+
+help:  ## this list
+	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
+
+setup: $(READY)  ## install everything into .venv (once; later targets do it by themselves)
+
+.venv/ready: pyproject.toml
+	$(SYSTEM_PYTHON) -m venv .venv
+	$(PYTHON) -m pip install --quiet --upgrade pip
+	$(PYTHON) -m pip install --quiet --editable .[lab]
+	$(PYTHON) -c "open('.venv/ready', 'w')"
+
+.venv/ready-test: .venv/ready
+	$(PYTHON) -m pip install --quiet --editable .[lab,test]
+	$(PYTHON) -c "open('.venv/ready-test', 'w')"
+
+chapter3: $(READY)  ## train a small DINO from nothing to pictures (DATA=scenes OUT=runs/chapter3 OPTIONS=)
+	$(PYTHON) -m minissl train dino --data $(DATA) --out $(OUT) --resume $(OPTIONS)
+
+lab: $(READY)  ## open JupyterLab on the chapters
+	$(PYTHON) -m jupyterlab chapters
+
+test: $(if $(READY),.venv/ready-test)  ## every test, notebooks included
+	$(PYTHON) -m pytest
+
+test-fast: $(if $(READY),.venv/ready-test)  ## the tests without notebooks, at most two minutes
+	$(PYTHON) -m pytest -m "not slow"
+
+check: $(if $(READY),.venv/ready-test)  ## format and lint, changing nothing
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+format: $(if $(READY),.venv/ready-test)  ## format and lint, mending what can be mended
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+clean:  ## remove the virtual environment; runs and data stay
+	$(SYSTEM_PYTHON) -c "import shutil; shutil.rmtree('.venv', ignore_errors=True)"

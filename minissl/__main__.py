@@ -1,0 +1,114 @@
+"""python -m minissl train METHOD | evaluate DIR | show DIR
+
+Every option is an argument of a constructor: the method's, `vit.vit`'s (as --encoder.NAME) and `train.TrainConfig`'s.
+Their defaults are the paper's; a preset replaces those that the hardware cannot afford.
+"""
+
+import re
+import sys
+from dataclasses import fields
+from inspect import signature
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from minissl import runs
+from minissl.errors import InputError
+from minissl.machine import choose_device
+from minissl.method import available, find
+from minissl.train import TrainConfig
+from minissl.vit import vit
+
+USAGE = f"""minissl: self-supervised vision, step by step
+
+  python -m minissl train METHOD [--data NAME] [--out DIR] [--preset cpu|gpu] [--minutes M] [--resume]
+  python -m minissl evaluate DIR [--data NAME]
+  python -m minissl show DIR
+
+METHOD is one of: {", ".join(available())}
+NAME is scenes, digits or folder:PATH (images, or class folders of images)
+python -m minissl train METHOD --help lists every option."""
+
+
+class Parser(ArgumentParser):
+    """Says what is wrong in one sentence, and leaves the exit to `main`."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        sentence = " ".join(re.sub(r"^Parser key", "Option", str(message)).split())
+        raise InputError(f"{sentence} --help lists the options.")
+
+
+def train_parser(method: str, preset: str) -> Parser:
+    """The options of a method's training, with the preset's values as defaults."""
+    kind = find(method)
+    if preset not in kind.presets:
+        raise InputError(f"There is no preset {preset!r}; choose one of {', '.join(kind.presets)}.")
+    parser = Parser(prog=f"minissl train {method}", description=kind.__doc__.splitlines()[0])
+    parser.add_argument("--data", default="scenes", help="scenes, digits or folder:PATH")
+    parser.add_argument("--out", type=Path, help="the run's folder; runs/METHOD if not given")
+    parser.add_argument("--device", help="cuda, mps or cpu; chosen if not given")
+    parser.add_argument("--preset", default=preset, help="cpu learns in minutes on two cores, gpu is the paper's")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
+    parser.add_argument("--image_size", type=int, default=256, help="pixels a side the images are kept at")
+    parser.add_class_arguments(TrainConfig)
+    parser.add_class_arguments(kind, skip={"encoder"})
+    parser.add_function_arguments(vit, "encoder", skip={"img_size"})
+    parser.set_defaults(kind.presets[preset])
+    return parser
+
+
+def train(words: list[str]) -> None:
+    """`train METHOD ...`."""
+    if not words or words[0].startswith("-"):
+        raise InputError(f"Say which method to train: {', '.join(available())}.")
+    method, words = words[0], [re.sub(r"(?<=\w)-(?=\w)", "_", w) if w.startswith("--") else w for w in words[1:]]
+    given = re.search(r"(?:^| )--preset[= ](\S+)", " ".join(words))
+    device = re.search(r"(?:^| )--device[= ](\S+)", " ".join(words))
+    device = choose_device(device and device[1])
+    parser = train_parser(method, given[1] if given else "gpu" if device.type == "cuda" else "cpu")
+    asked = parser.parse_args(words).as_dict()
+    loop = {field.name: asked[field.name] for field in fields(TrainConfig)}
+    options = {name: asked[name] for name in list(signature(find(method)).parameters)[1:]}
+    run = runs.Run(
+        method, asked["data"], asked["image_size"], asked["encoder"] | {"img_size": asked["size"]}, options, loop
+    )
+    runs.start(run, asked["out"] or Path("runs") / method, str(device), asked["resume"])
+
+
+def evaluate(words: list[str]) -> None:
+    """`evaluate DIR [--data NAME]`."""
+    parser = Parser(prog="minissl evaluate", description=runs.measure.__doc__.splitlines()[0])
+    parser.add_argument("dir", type=Path)
+    parser.add_argument("--data", help="another data set than the run's own")
+    asked = parser.parse_args(words)
+    runs.measure(asked.dir, asked.data)
+
+
+def show(words: list[str]) -> None:
+    """`show DIR`."""
+    parser = Parser(prog="minissl show", description=runs.show.__doc__.splitlines()[0])
+    parser.add_argument("dir", type=Path)
+    runs.show(parser.parse_args(words).dir)
+
+
+def main(words: list[str]) -> int:
+    """Run a command; returns the exit code: 0 done, 2 bad input, 130 stopped by Ctrl-C."""
+    commands = {"train": train, "evaluate": evaluate, "show": show}
+    try:
+        if not words or words[0] in ("-h", "--help"):
+            print(USAGE)
+        elif words[0] not in commands:
+            raise InputError(f"There is no command {words[0]!r}; choose one of {', '.join(commands)}.")
+        else:
+            commands[words[0]](words[1:])
+    except InputError as error:
+        print(f"minissl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped. The same command with --resume goes on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,7 @@
+"""How good are the features? Everything here takes an encoder, features or tensors, and knows no method."""
+
+from minissl.evaluate.attention import attention_iou, mass_mask
+from minissl.evaluate.classify import knn, linear_probe
+from minissl.evaluate.features import extract, rank_me
+
+__all__ = ["attention_iou", "extract", "knn", "linear_probe", "mass_mask", "rank_me"]

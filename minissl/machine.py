@@ -1,0 +1,57 @@
+"""The machine: which device, which precision, and what a run will take on it."""
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from minissl.errors import InputError
+
+
+def choose_device(name: str | None = None) -> torch.device:
+    """The device asked for, else cuda, else mps, else cpu. Raises InputError if it is unknown or absent."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    kind = (name or next(kind for kind, yes in there.items() if yes)).split(":")[0]
+    if kind not in there:
+        raise InputError(f"There is no device {name!r}; choose cuda, mps or cpu.")
+    if not there[kind]:
+        raise InputError(f"This machine's PyTorch sees no {kind} device; leave --device out, or use --device cpu.")
+    return torch.device(name or kind)
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """What "auto" means here: bf16 where the hardware multiplies it, fp32 where bf16 would be slow or unknown."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    has = torch.cpu.get_capabilities()
+    return "bf16" if device.type == "cpu" and (has.get("avx512_bf16") or has.get("amx_bf16")) else "fp32"
+
+
+def memory_used(device: torch.device) -> int:
+    """Bytes: the peak of the GPU's tensors, or what the process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def wait_for(device: torch.device) -> None:
+    """Let the device finish what it was given, so that a clock means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take, measured on a few steps before it starts."""
+
+    steps: int
+    seconds_per_step: float
+    memory: int  # bytes
+
+    def __str__(self) -> str:
+        minutes = self.steps * self.seconds_per_step / 60
+        return f"{self.steps} steps in about {minutes:.1f} minutes, {self.memory / 1e9:.1f} GB of memory"

@@ -1,0 +1,184 @@
+"""DINO: a student matches its own moving average's softmax on another crop of the image, without labels.
+
+Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021 (arXiv:2104.14294). Nothing keeps the
+two from agreeing on nonsense but three things: no gradient flows into the teacher, its outputs are centred (no
+prototype may win for all images) and sharpened (no image may take all prototypes).
+
+Shapes: B images, G = 2 global and L local crops, V = G + L views, K prototypes, D the encoder's width. Views are
+stored crop by crop: row = view * B + image.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minissl.method import Batch
+from minissl.teacher import Teacher, cosine, linear
+from minissl.views import multi_crop
+
+
+def center_and_sharpen(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """The teacher's targets: softmax((t - c) / T), no gradient. Logits (..., K), centre broadcastable (section 3.1)."""
+    return ((logits.detach() - center) / temperature).softmax(dim=-1)
+
+
+def update_center(center: Tensor, logits: Tensor, momentum: float = 0.9) -> Tensor:
+    """c <- m c + (1 - m) mean of the teacher's logits (..., K) over all rows (eq. 4); keeps the centre's shape."""
+    mean = logits.detach().flatten(0, -2).mean(dim=0).view_as(center)
+    return center * momentum + mean * (1 - momentum)
+
+
+def cross_view_entropy(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
+    """For each teacher view g, each other student view v, each image b: the cross-entropy of v under g; the mean.
+
+    Args:
+        student: logits (V, B, K); the first G views are the ones the teacher saw.
+        teacher: probabilities (G, B, K).
+        temperature: the student's, 0.1 in the paper.
+
+    Returns:
+        A scalar, eq. 3 divided by its number of pairs; ln K when the student knows nothing.
+    """
+    views, targets = len(student), len(teacher)
+    scores = (student / temperature).log_softmax(dim=-1)  # (V, B, K)
+    pairs = -torch.einsum("g b k, v b k -> g v", teacher, scores) / student.shape[1]  # (G, V)
+    same = torch.eye(targets, views, dtype=torch.bool, device=pairs.device)
+    return pairs.masked_fill(same, 0).sum() / (targets * views - targets)
+
+
+class DINOHead(nn.Module):
+    """A three-layer MLP, a point on the sphere, and its cosine with each of K prototypes (appendix C).
+
+    Args:
+        dim: the encoder's width D.
+        prototypes: K.
+        hidden: width of the two hidden layers.
+        bottleneck: dimensions of the sphere.
+        batch_norm: normalise the hidden layers over the batch, teacher and student each by its own statistics.
+    """
+
+    def __init__(self, dim: int, prototypes: int, hidden: int = 2048, bottleneck: int = 256, batch_norm: bool = False):
+        super().__init__()
+
+        def norm() -> nn.Module:
+            return nn.BatchNorm1d(hidden, track_running_stats=False) if batch_norm else nn.Identity()
+
+        self.mlp = nn.Sequential(
+            *(nn.Linear(dim, hidden), norm(), nn.GELU()),
+            *(nn.Linear(hidden, hidden), norm(), nn.GELU()),
+            nn.Linear(hidden, bottleneck),
+        )
+        for layer in self.mlp[::3]:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)
+
+    def forward(self, x: Tensor, freeze_last: bool = False) -> Tensor:
+        """(..., D) to cosines (..., K) in [-1, 1]; `freeze_last` lets no gradient reach the prototypes."""
+        x = F.normalize(self.mlp(x), dim=-1)  # (..., bottleneck)
+        weight = self.last_layer.weight.detach() if freeze_last else self.last_layer.weight
+        return x @ F.normalize(weight, dim=-1).mT
+
+
+class DINO(nn.Module):
+    """Self-distillation with no labels.
+
+    Args:
+        encoder: the student's, images -> Tokens, with its width as `dim`; the teacher's copy is what is kept.
+        size: pixels of a global crop.
+        local_size: pixels of a local crop; it must suit the encoder's patches.
+        local_crops: how many small crops the student has to explain.
+        global_scale: share of the image's area of a global crop.
+        local_scale: share of the image's area of a local crop.
+        prototypes: K, the number of outputs; 65,536 for ImageNet, thousands for thousands of images.
+        hidden: width of the head's hidden layers.
+        bottleneck: dimensions of the sphere the prototypes lie on.
+        student_temperature: of the student's softmax.
+        teacher_temperature: of the teacher's, at the end of its warm-up; lower is sharper.
+        warmup_temperature: of the teacher's, at the start.
+        temperature_warmup: share of the run over which it moves from one to the other.
+        center_momentum: of the running mean of the teacher's logits.
+        momentum: of the teacher at the start; it ends at 1, along a cosine.
+        freeze_last: share of the run in which the prototypes stay as they were drawn.
+        batch_norm: in the head's hidden layers.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cpu": {
+            "encoder.name": "nano",
+            "encoder.patch_size": 8,
+            "encoder.stem": "conv",
+            "image_size": 64,
+            "size": 32,
+            "local_size": 16,
+            "local_crops": 2,
+            "prototypes": 1024,
+            "hidden": 512,
+            "batch_norm": True,
+            "momentum": 0.99,
+            "lr": 2e-3,
+            "batch_size": 128,
+            "minutes": 9.0,
+        },
+        "gpu": {},
+    }
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        size: int = 224,
+        local_size: int = 96,
+        local_crops: int = 8,
+        global_scale: tuple[float, float] = (0.4, 1.0),
+        local_scale: tuple[float, float] = (0.05, 0.4),
+        prototypes: int = 65_536,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        student_temperature: float = 0.1,
+        teacher_temperature: float = 0.04,
+        warmup_temperature: float = 0.04,
+        temperature_warmup: float = 0.3,
+        center_momentum: float = 0.9,
+        momentum: float = 0.996,
+        freeze_last: float = 0.01,
+        batch_norm: bool = False,
+    ):
+        super().__init__()
+        self.student = nn.ModuleDict(
+            {"encoder": encoder, "head": DINOHead(encoder.dim, prototypes, hidden, bottleneck, batch_norm)}
+        )
+        self.teacher = nn.ModuleDict({name: Teacher(part) for name, part in self.student.items()})
+        self.register_buffer("center", torch.zeros(1, prototypes))
+        self.crops = dict(size=size, local_size=local_size, local_crops=local_crops)
+        self.crops |= dict(global_scale=global_scale, local_scale=local_scale)
+        self.student_temperature = student_temperature
+        self.temperatures = (warmup_temperature, teacher_temperature, temperature_warmup)
+        self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last
+
+    @property
+    def encoder(self) -> nn.Module:
+        return self.teacher["encoder"].network
+
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        start, end, until = self.temperatures
+        temperature = linear(start, end, progress, until)
+        large, small = multi_crop(batch.images, **self.crops)
+        target = self.teacher["head"](self.teacher["encoder"](large).cls).float()  # (2B, K)
+        student = self.student["encoder"]
+        cls = torch.cat([student(large).cls, student(small).cls])  # (V B, D)
+        scores = self.student["head"](cls, freeze_last=progress < self.freeze_last).float()  # (V B, K)
+        n = len(batch.images)
+        target, scores = target.unflatten(0, (-1, n)), scores.unflatten(0, (-1, n))  # (2, B, K), (V, B, K)
+        probabilities = center_and_sharpen(target, self.center, temperature)
+        self.center.copy_(update_center(self.center, target, self.center_momentum))  # after its use, for the next step
+        loss = cross_view_entropy(scores, probabilities, self.student_temperature)
+        entropy = torch.special.entr(probabilities).sum(-1).mean()
+        return {"loss": loss, "teacher_entropy": entropy}
+
+    def after_step(self, progress: float) -> None:
+        momentum = cosine(self.momentum, 1.0, progress)
+        for name, part in self.student.items():
+            self.teacher[name].follow(part, momentum)

@@ -1,0 +1,218 @@
+"""A run and its folder: from the options to a trained encoder, its numbers and its pictures.
+
+runs/NAME/config.json              what was asked for, and the plan that was measured at the start
+          log.jsonl                the loss and what was watched, line by line
+          checkpoint.safetensors   everything needed to go on
+          encoder.safetensors      what is kept of it; `pretrained.load` reads it
+          metrics.json             how good it is
+          *.png                    attention, PCA of patches, curves, collapse
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from minissl import checkpoint, pretrained, train
+from minissl.data.sources import Images, load
+from minissl.errors import InputError
+from minissl.evaluate import attention_iou, extract, knn, linear_probe, rank_me
+from minissl.machine import Plan, choose_device, choose_precision
+from minissl.method import find
+from minissl.record import read_log
+from minissl.views import normalize
+from minissl.vit import vit
+
+
+@dataclass(frozen=True)
+class Run:
+    """What was asked for; `config.json` holds it.
+
+    Attributes:
+        method: its name.
+        data: the data set's name.
+        image_size: pixels a side the images are kept at.
+        encoder: arguments of `vit`, `img_size` among them.
+        options: keyword arguments of the method; `size` is the pixels its encoder sees.
+        loop: arguments of `train.TrainConfig`.
+    """
+
+    method: str
+    data: str
+    image_size: int
+    encoder: dict[str, Any]
+    options: dict[str, Any]
+    loop: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        return self.encoder["img_size"]
+
+    def build(self) -> nn.Module:
+        """The method as it is before the first step; the same every time."""
+        torch.manual_seed(self.loop["seed"])
+        return find(self.method)(vit(**self.encoder), **self.options)
+
+    def images(self, split: str) -> Images:
+        return load(self.data, split, self.image_size, at_least=self.size)
+
+
+def read(out: Path) -> tuple[Run, Plan]:
+    """The run a folder holds. Raises InputError if it holds none."""
+    path = out / "config.json"
+    if not path.is_file():
+        raise InputError(f"{out} holds no run; train one with --out {out}.")
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return Run(**content["run"]), Plan(**content["plan"])
+
+
+def check_folder(run: Run, out: Path, resume: bool) -> None:
+    """Raises InputError if training this run here would mix with, or overwrite, another."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; choose another --out.")
+    if not (out / "config.json").exists():
+        return
+    before, _ = read(out)
+    if not resume:
+        raise InputError(f"{out} already holds a run of {before.method}; go on with --resume, or choose another --out.")
+    new, old = _flat(asdict(run)), _flat(asdict(before))
+    for key in new | old:
+        if new.get(key) != old.get(key):
+            raise InputError(
+                f"{out} holds a run with {key} {old.get(key)}, not {new.get(key)}; "
+                "go on with the options it was started with, or choose another --out."
+            )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    """One level, and tuples as the lists that JSON makes of them."""
+    flat = {k: v for k, v in config.items() if not isinstance(v, dict)}
+    for section in config.values():
+        flat |= section if isinstance(section, dict) else {}
+    return json.loads(json.dumps(flat))
+
+
+def start(run: Run, out: Path, device_name: str | None = None, resume: bool = False) -> dict[str, float]:
+    """Train a run, or go on with it, then measure it and draw its pictures. Returns the metrics."""
+    device = choose_device(device_name)
+    check_folder(run, out, resume)
+    method = run.build().to(device)
+    config = train.TrainConfig(**run.loop)
+    config = replace(config, precision=choose_precision(config.precision, device))
+    print(
+        f"Training {run.method} on the {device} in {config.precision}, {torch.get_num_threads()} threads.", flush=True
+    )
+    data, test = run.images("train"), run.images("test")
+    check_data(run, data)
+    out.mkdir(parents=True, exist_ok=True)
+    size = sum(t.nbytes for t in method.state_dict().values()) + 2 * sum(p.nbytes for p in method.parameters())
+    checkpoint.need_space(out, 3 * size)
+    resident = data.to(device)
+    plan = read(out)[1] if (out / "config.json").exists() else train.plan(method, resident, config)
+    print(f"{len(data)} images of {run.data}; {plan}.", flush=True)
+    checkpoint.write_json(out / "config.json", {"run": asdict(run), "plan": asdict(plan)})
+    train.fit(
+        method, resident, config, plan.steps, out,
+        watch=lambda encoder: watch(encoder, resident, test.to(device), run.size),
+        export=lambda encoder: pretrained.save(encoder, run.encoder, out / "encoder.safetensors"),
+    )  # fmt: skip
+    metrics = measure(out, data=(data, test), device=device)
+    show(out, test)
+    return metrics
+
+
+def check_data(run: Run, data: Images) -> None:
+    """Raises InputError if the images are too few or too small for the run."""
+    if run.loop["batch_size"] > len(data):
+        raise InputError(
+            f"A batch of {run.loop['batch_size']} is larger than the data ({len(data)} images); "
+            f"give --batch_size {len(data)} or less."
+        )
+    if run.size > data.images.shape[-1]:
+        raise InputError(
+            f"The images are {data.images.shape[-1]} pixels wide, smaller than a crop of {run.size}; "
+            "give a smaller --size, or a larger --image_size."
+        )
+
+
+def watch(encoder: nn.Module, train_set: Images, test_set: Images, size: int) -> dict[str, float]:
+    """A quick look while training: k-NN on a part of the data, or RankMe where there are no labels."""
+    few, fewer = train_set.images[:4000], test_set.images[:1000]
+    features = extract(encoder, few, size)
+    if train_set.labels is None or test_set.labels is None:
+        return {"rank_me": rank_me(features)}
+    found = knn(features, train_set.labels[:4000], extract(encoder, fewer, size))
+    return {"knn": float((found == test_set.labels[:1000]).float().mean())}
+
+
+def score(encoder: nn.Module, train_set: Images, test_set: Images, size: int) -> dict[str, float]:
+    """The numbers of one encoder: 20,000 training and 5,000 test images at most, k = 20."""
+    features, tests = (extract(encoder, x.images, size) for x in (train_set, test_set))
+    metrics = {"rank_me": rank_me(tests)}
+    if train_set.labels is not None and test_set.labels is not None:
+        for name, predict in (("knn", knn), ("linear", linear_probe)):
+            found = predict(features, train_set.labels, tests)
+            metrics[name] = float((found == test_set.labels).float().mean())
+    if test_set.masks is not None:
+        maps = encoder.attention(normalize(test_set.images[:500]))
+        overlap = attention_iou(maps, test_set.masks[:500].to(maps.device))
+        metrics["attention_iou"] = float(overlap.mean(dim=0).max())  # of the best head
+    return metrics
+
+
+def measure(
+    out: Path, data_name: str | None = None, data: tuple[Images, Images] | None = None, device: Any = None
+) -> dict[str, Any]:
+    """Measure the encoder of a run beside the same encoder before training; writes metrics.json and prints a table.
+
+    Args:
+        out: the run's folder.
+        data_name: another data set than the run's own.
+        data: its train and test images, if they are at hand.
+        device: where to measure; chosen if None.
+    """
+    run, _ = read(out)
+    run = replace(run, data=data_name or run.data)
+    device = choose_device() if device is None else device
+    trained = pretrained.load(out).to(device)
+    parts = data or (run.images("train"), run.images("test"))
+    parts = [part.first(n).to(device) for part, n in zip(parts, (20_000, 5_000))]
+    ours, theirs = score(trained, *parts, run.size), score(_untrained(run).to(device), *parts, run.size)
+    metrics = {"data": run.data, "train_images": len(parts[0]), "test_images": len(parts[1]), **ours}
+    metrics |= {f"random_{name}": value for name, value in theirs.items()}
+    checkpoint.write_json(out / "metrics.json", metrics)
+    print(f"{'':16}{'trained':>10}{'random':>10}   ({metrics['test_images']} test images of {run.data})")
+    for name in ours:
+        print(f"{name:16}{ours[name]:10.3f}{theirs[name]:10.3f}")
+    return metrics
+
+
+def _untrained(run: Run) -> nn.Module:
+    """The encoder the run started from."""
+    torch.manual_seed(run.loop["seed"])
+    return vit(**run.encoder).eval().requires_grad_(False)
+
+
+def show(out: Path, test: Images | None = None) -> None:
+    """Draw attention.png, pca.png, curves.png and collapse.png of a run into its folder."""
+    from minissl.visualize import attention_figure, collapse_figure, curves_figure, pca_figure
+
+    run, _ = read(out)
+    encoder, untrained = pretrained.load(out), _untrained(run)
+    images = (test or run.images("test")).images
+    path, metrics = out / "metrics.json", {}
+    if path.exists():
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+    look = run.size * 2  # twice the crop: a finer map, and still a size the positions stretch to
+    figures = {
+        "attention": attention_figure(encoder, images[:8], look),
+        "pca": pca_figure(encoder, images[:16], look),
+        "curves": curves_figure(read_log(out / "log.jsonl"), run.options.get("prototypes"), metrics.get("random_knn")),
+        "collapse": collapse_figure(*(extract(e, images[:2000], run.size) for e in (encoder, untrained))),
+    }
+    for name, figure in figures.items():
+        figure.savefig(out / f"{name}.png", dpi=130)
+    print(f"Pictures: {', '.join(str(out / name) + '.png' for name in figures)}")

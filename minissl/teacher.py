@@ -1,0 +1,53 @@
+"""The teacher: a frozen copy that follows its student as a moving average, and schedules of progress.
+
+He et al., Momentum Contrast, 2019 (arXiv:1911.05722); Grill et al., BYOL, 2020 (arXiv:2006.07733).
+Time is `progress` in [0, 1], the share of the run that is done.
+"""
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+
+class Teacher(nn.Module):
+    """A copy of a network that gets no gradient and is always in evaluation mode (no drop path).
+
+    Args:
+        student: the network to copy; it is not changed.
+    """
+
+    def __init__(self, student: nn.Module):
+        super().__init__()
+        self.network = copy.deepcopy(student).requires_grad_(False)
+        self.network.eval()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        return self  # stays in evaluation mode, whatever happens to the method around it
+
+    @torch.no_grad()
+    def forward(self, *inputs):
+        return self.network(*inputs)
+
+    @torch.no_grad()
+    def follow(self, student: nn.Module, momentum: float) -> None:
+        """theta_t <- m theta_t + (1 - m) theta_s, over parameters; buffers are the teacher's own."""
+        torch._foreach_lerp_(list(self.network.parameters()), list(student.parameters()), 1 - momentum)
+
+
+def cosine(start: float, end: float, progress: float) -> float:
+    """From `start` to `end` along half a cosine: slow, fast, slow."""
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+
+
+def linear(start: float, end: float, progress: float, until: float = 1.0) -> float:
+    """From `start` to `end` along a line, reached when progress is `until`, and `end` from then on."""
+    return end if progress >= until else start + (end - start) * max(progress, 0.0) / until
+
+
+def warmup_cosine(start: float, peak: float, end: float, progress: float, warmup: float) -> float:
+    """A line from `start` up to `peak` during the first `warmup` of the run, then a cosine down to `end`."""
+    if progress < warmup:
+        return linear(start, peak, progress, until=warmup)
+    return cosine(peak, end, (progress - warmup) / max(1 - warmup, 1e-12))

@@ -1,0 +1,200 @@
+"""The loop: every method, every device.
+
+    terms = method.loss(batch, progress)
+    terms["loss"].backward()
+    optimizer.step()
+    method.after_step(progress)
+
+The loop owns the order of the images, the optimiser with its learning rate and weight decay, the bar a person watches,
+and the promise that nothing is lost. Chance is a function of (seed, step), so a run that was killed goes on from its
+last checkpoint as if nothing had happened: on a CPU to the same bits.
+
+Shapes: B images of a batch.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minissl import checkpoint
+from minissl.machine import Plan, memory_used, wait_for
+from minissl.method import Batch
+from minissl.record import Recorder, interruptible
+from minissl.teacher import cosine, warmup_cosine
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how fast, how careful.
+
+    Args:
+        epochs: passes over the images; used when minutes is 0.
+        minutes: train for about this long instead; the number of steps is measured at the start and then kept.
+        batch_size: images a step.
+        lr: learning rate at the end of the warm-up.
+        final_lr: learning rate at the end of the run.
+        warmup: share of the run in which the learning rate rises from 0.
+        weight_decay: at the start; never on biases, norms and other vectors.
+        final_weight_decay: at the end.
+        clip: largest norm of a single parameter's gradient, as DINO clips; 0 does not clip.
+        precision: of the forward pass; auto takes bf16 where the hardware has it.
+        compile: compile the encoders with torch.compile; the first steps then take a minute.
+        seed: everything that is drawn, is drawn from it.
+        watch_minutes: minutes between two k-NN evaluations.
+        save_minutes: minutes between two checkpoints.
+    """
+
+    epochs: float = 100.0
+    minutes: float = 0.0
+    batch_size: int = 64
+    lr: float = 5e-4
+    final_lr: float = 1e-6
+    warmup: float = 0.1
+    weight_decay: float = 0.04
+    final_weight_decay: float = 0.4
+    clip: float = 3.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: bool = False
+    seed: int = 0
+    watch_minutes: float = 2.0
+    save_minutes: float = 1.0
+
+
+def param_groups(method: nn.Module) -> list[dict[str, Any]]:
+    """What is decayed (matrices and larger) and what is not (biases, norms, vectors), as in DINO."""
+    free = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
+    plain = [p for name, p in free if p.ndim < 2 or name.endswith(".bias")]
+    decayed = [p for name, p in free if not (p.ndim < 2 or name.endswith(".bias"))]
+    return [{"params": decayed, "decay": True}, {"params": plain, "decay": False, "weight_decay": 0.0}]
+
+
+def make_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(param_groups(method), lr=config.lr, fused=True)
+
+
+def set_schedules(optimizer: torch.optim.Optimizer, config: TrainConfig, progress: float) -> float:
+    """Set and return this step's learning rate, and set its weight decay."""
+    lr = warmup_cosine(0.0, config.lr, config.final_lr, progress, config.warmup)
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if group["decay"]:
+            group["weight_decay"] = cosine(config.weight_decay, config.final_weight_decay, progress)
+    return lr
+
+
+def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
+    """Shrink each gradient that is longer than `max_norm`, each on its own: not the norm of them all together."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norms = torch.stack(torch._foreach_norm(gradients))
+    torch._foreach_mul_(gradients, list((max_norm / (norms + 1e-6)).clamp(max=1).unbind()))
+
+
+def training_step(
+    method: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, progress: float, config: TrainConfig
+) -> dict[str, Tensor]:
+    """One step. Returns the terms of the loss, still on the device: reading them would make a GPU wait."""
+    set_schedules(optimizer, config, progress)
+    bf16 = config.precision == "bf16"
+    with torch.autocast(batch.images.device.type, torch.bfloat16) if bf16 else nullcontext():
+        terms = method.loss(batch, progress)
+    optimizer.zero_grad(set_to_none=True)
+    terms["loss"].backward()
+    if config.clip:
+        clip_gradients([p for group in optimizer.param_groups for p in group["params"]], config.clip)
+    optimizer.step()
+    method.after_step(progress)
+    return {name: term.detach() for name, term in terms.items()}
+
+
+def batches(data, size: int, seed: int, step: int = 0) -> Iterator[Batch]:
+    """Endless batches from `step` on: every epoch a new order that depends on (seed, epoch) only."""
+    images, labels = data.images, data.labels
+    per_epoch = len(images) // size
+    for epoch in range(step // per_epoch, 1 << 62):
+        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(images))).to(images.device)
+        for i in range(step % per_epoch, per_epoch):
+            rows = order[i * size : (i + 1) * size]
+            yield Batch(images[rows], None if labels is None else labels[rows])
+        step = 0
+
+
+def seed_step(seed: int, step: int) -> None:
+    """All that step draws follows from here."""
+    torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
+
+
+def plan(method: nn.Module, data, config: TrainConfig) -> Plan:
+    """Take a few steps on a throw-away copy, and say how long the run is and what it will take.
+
+    Args:
+        method: on its device; it is not changed.
+        data: `images` (N, 3, H, W) uint8 on that device, `labels` (N,) or None.
+        config: with its precision resolved.
+    """
+    trial, device, seconds = copy.deepcopy(method), data.images.device, []
+    optimizer, source = make_optimizer(trial, config), batches(data, config.batch_size, config.seed)
+    for _ in range(8 if config.minutes else 3):
+        start = time.perf_counter()
+        training_step(trial, optimizer, next(source), 0.5, config)
+        wait_for(device)
+        seconds.append(time.perf_counter() - start)
+    each = float(np.median(seconds[1:]))  # the first step warms up
+    steps = config.minutes * 60 / each if config.minutes else config.epochs * (len(data.images) // config.batch_size)
+    return Plan(max(1, round(steps)), each, memory_used(device))
+
+
+def fit(
+    method: nn.Module,
+    data,
+    config: TrainConfig,
+    steps: int,
+    out: Path,
+    watch: Callable[[nn.Module], dict[str, float]],
+    export: Callable[[nn.Module], None],
+) -> None:
+    """Train, from the checkpoint in `out` if there is one.
+
+    Args:
+        method: on its device.
+        data: `images` (N, 3, H, W) uint8 on that device, `labels` (N,) or None.
+        config: with its precision resolved.
+        steps: length of the run.
+        out: the run's folder, for log.jsonl and checkpoint.safetensors.
+        watch: measures the encoder, now and then.
+        export: keeps the encoder, with every checkpoint.
+
+    Raises:
+        InputError: when the loss is not finite, or a checkpoint cannot be written.
+        KeyboardInterrupt: after Ctrl-C, when the step is finished and saved.
+    """
+    optimizer, path = make_optimizer(method, config), out / "checkpoint.safetensors"
+    start = checkpoint.load_training(path, method, optimizer)["step"] if path.exists() else 0
+
+    def save(step: int) -> None:
+        checkpoint.save_training(path, method, optimizer, {"step": step})
+        export(method.encoder)
+
+    if config.compile:
+        for module in [m for m in method.modules() if isinstance(m, type(method.encoder))]:
+            module.compile()
+    record = Recorder(
+        out, start, steps, config.batch_size, lambda: watch(method.encoder), save,
+        config.watch_minutes, config.save_minutes,
+    )  # fmt: skip
+    with interruptible() as interrupted:
+        source = batches(data, config.batch_size, config.seed, start)
+        for step, batch in zip(range(start, steps), source):
+            seed_step(config.seed, step)
+            terms = training_step(method, optimizer, batch, step / steps, config)
+            record(step + 1, terms, optimizer.param_groups[0]["lr"])
+            if interrupted() and step + 1 < steps:
+                save(step + 1)
+                raise KeyboardInterrupt

@@ -1,0 +1,216 @@
+"""The vision transformer: an image is a sentence of patches.
+
+Dosovitskiy et al., An Image is Worth 16x16 Words, 2020 (arXiv:2010.11929), in the form of DINO (Caron et al., 2021,
+arXiv:2104.14294): pre-norm blocks, learned positions that are interpolated to other sizes, a class token. Parameters
+have the names of the official DINO family, so that its weights load as they are. The convolutional stem is Xiao et al.,
+Early Convolutions Help Transformers See Better, 2021 (arXiv:2106.14881); it is what learns in minutes on a CPU.
+
+Shapes: B images of H x W pixels, patches of p x p, a grid (h, w) = (H / p, W / p) of N = hw patches, width D.
+"""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minissl.errors import InputError
+from minissl.method import Tokens
+
+#        width, depth, heads; nano is ours, the others are DINO's and DINOv2's
+SIZES = {
+    "nano": (128, 4, 4),
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "large": (1024, 24, 16),
+}
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k' / sqrt(d)) v for (B, heads, T, d).
+
+    On a GPU the fused kernel; on a CPU, where its backward pass is slow for short sequences, the formula as it stands.
+    """
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v)
+    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens (B, T, D), each (B, heads, T, D / heads)."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(attend(*self.split(x)).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two layers with an exact GELU between them."""
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Leave a residual branch out for some images, while training (Huang et al., 2016, arXiv:1603.09382)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
+        return x * keep / (1 - self.rate)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, dim: int, heads: int, drop_path: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, 4 * dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Images (B, 3, H, W) to patch vectors (B, h, w, D)."""
+
+    def __init__(self, patch_size: int, dim: int, stem: str):
+        super().__init__()
+        self.patch_size = patch_size
+        if stem == "patch":
+            self.stem = nn.Identity()
+            self.proj = nn.Conv2d(3, dim, patch_size, patch_size)
+        else:
+            steps = int(math.log2(patch_size))
+            widths = [3] + [max(dim >> (steps - 1 - i), 24) for i in range(steps)]  # doubles as the map halves
+            layers = []
+            for before, after in zip(widths, widths[1:]):
+                layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(8, after), nn.GELU()]
+            self.stem = nn.Sequential(*layers)
+            self.proj = nn.Conv2d(widths[-1], dim, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        device = images.device.type
+        with torch.autocast(device, enabled=device == "cuda"):  # bf16 convolutions are slower than fp32 on a CPU
+            return self.proj(self.stem(images)).permute(0, 2, 3, 1)
+
+
+class ViT(nn.Module):
+    """A vision transformer, images (B, 3, H, W) -> Tokens. Make it with `vit`."""
+
+    def __init__(self, dim: int, depth: int, heads: int, patch_size: int, img_size: int, stem: str, drop_path: float):
+        super().__init__()
+        self.dim = dim
+        self.patch_size = patch_size
+        self.patch_embed = PatchEmbed(patch_size, dim, stem)
+        side = img_size // patch_size
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, dim))
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]  # deeper blocks are left out more often
+        self.blocks = nn.ModuleList(Block(dim, heads, rate) for rate in rates)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.apply(_init)
+        for tokens in (self.cls_token, self.pos_embed):
+            nn.init.trunc_normal_(tokens, std=0.02)
+
+    def positions(self, h: int, w: int) -> Tensor:
+        """The learned positions (1, 1 + hw, D), resampled when the grid is not the one they were learned on."""
+        side = math.isqrt(self.pos_embed.shape[1] - 1)
+        if (h, w) == (side, side):
+            return self.pos_embed
+        grid = self.pos_embed[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, side, side)
+        # DINO hands the scale, not the size, to the interpolation, and adds 0.1 so that it rounds down to (h, w).
+        scale = ((h + 0.1) / side, (w + 0.1) / side)
+        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")  # (1, D, h, w)
+        return torch.cat([self.pos_embed[:, :1], grid.flatten(2).mT], dim=1)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The sequence (B, 1 + N, D) before the first block, and the grid (h, w)."""
+        if images.shape[-2] % self.patch_size or images.shape[-1] % self.patch_size:
+            raise InputError(
+                f"Images of {images.shape[-2]} x {images.shape[-1]} pixels do not divide into patches of "
+                f"{self.patch_size}; resize or crop them to a multiple."
+            )
+        patches = self.patch_embed(images)  # (B, h, w, D)
+        h, w = patches.shape[1:3]
+        x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(1, 2)], dim=1)
+        return x + self.positions(h, w), (h, w)
+
+    def forward(self, images: Tensor) -> Tokens:
+        x, grid = self.embed(images)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        return Tokens(x[:, 0], x[:, 1:].unflatten(1, grid))
+
+    @torch.no_grad()
+    def attention(self, images: Tensor) -> Tensor:
+        """Where the class token of the last block looks: (B, heads, h, w), the patches' share of its softmax."""
+        x, grid = self.embed(images)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        last = self.blocks[-1]
+        q, k, _ = last.attn.split(last.norm1(x))
+        weights = (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)  # (B, heads, 1, 1 + N)
+        return weights[:, :, 0, 1:].unflatten(-1, grid)
+
+
+def _init(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+
+
+def vit(
+    name: Literal["nano", "tiny", "small", "base", "large"] = "small",
+    patch_size: int = 16,
+    img_size: int = 224,
+    *,
+    stem: Literal["patch", "conv"] = "patch",
+    drop_path: float = 0.0,
+) -> ViT:
+    """A ViT by name.
+
+    Args:
+        name: the size; width, depth and heads stand in `SIZES`.
+        patch_size: pixels a side of a patch; a power of two for the conv stem.
+        img_size: pixels a side of the images it is trained on; others are possible later.
+        stem: how pixels become patch vectors, one linear map of each patch or a few small convolutions.
+        drop_path: rate at which the last block's branches are left out; rises linearly from 0 at the first.
+
+    Raises:
+        InputError: for an unknown name, or a size that the patches do not divide.
+    """
+    if name not in SIZES:
+        raise InputError(f"There is no ViT {name!r}; choose one of {', '.join(SIZES)}.")
+    if img_size % patch_size or img_size < patch_size:
+        raise InputError(f"Images of {img_size} pixels do not divide into patches of {patch_size}; change one.")
+    if stem == "conv" and 2 ** int(math.log2(patch_size)) != patch_size:
+        raise InputError(f"The conv stem halves the image again and again, so a patch of {patch_size} cannot be made.")
+    return ViT(*SIZES[name], patch_size=patch_size, img_size=img_size, stem=stem, drop_path=drop_path)
