@@ -53,7 +53,7 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             info = json.loads((file.metadata() or {})["minissl"])
-            return {name: file.get_tensor(name) for name in file.keys()}, info
+            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118, it is no dict
     except (SafetensorError, KeyError, ValueError):
         raise InputError(f"{path} is not a whole checkpoint of minissl; delete it to start anew.") from None
 

@@ -10,7 +10,6 @@ until `normalize`. Randomness comes from torch's generator, so a seed makes a vi
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as every method of the course uses them

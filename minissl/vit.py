@@ -8,6 +8,7 @@ Early Convolutions Help Transformers See Better, 2021 (arXiv:2106.14881); it is 
 Shapes: B images of H x W pixels, patches of p x p, a grid (h, w) = (H / p, W / p) of N = hw patches, width D.
 """
 
+import itertools
 import math
 from typing import Literal
 
@@ -110,7 +111,7 @@ class PatchEmbed(nn.Module):
             steps = int(math.log2(patch_size))
             widths = [3] + [max(dim >> (steps - 1 - i), 24) for i in range(steps)]  # doubles as the map halves
             layers = []
-            for before, after in zip(widths, widths[1:]):
+            for before, after in itertools.pairwise(widths):
                 layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(8, after), nn.GELU()]
             self.stem = nn.Sequential(*layers)
             self.proj = nn.Conv2d(widths[-1], dim, 1)

@@ -8,7 +8,8 @@ Shapes: x, y are (B, H, W), float64, in the object's own frame: x to its front, 
 """
 
 import math
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor

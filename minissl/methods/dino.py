@@ -152,8 +152,8 @@ class DINO(nn.Module):
         )
         self.teacher = nn.ModuleDict({name: Teacher(part) for name, part in self.student.items()})
         self.register_buffer("center", torch.zeros(1, prototypes))
-        self.crops = dict(size=size, local_size=local_size, local_crops=local_crops)
-        self.crops |= dict(global_scale=global_scale, local_scale=local_scale)
+        self.crops = {"size": size, "local_size": local_size, "local_crops": local_crops}
+        self.crops |= {"global_scale": global_scale, "local_scale": local_scale}
         self.student_temperature = student_temperature
         self.temperatures = (warmup_temperature, teacher_temperature, temperature_warmup)
         self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last

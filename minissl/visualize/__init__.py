@@ -1,4 +1,4 @@
-"""Pictures. Everything here takes an encoder, features or numbers and returns a matplotlib figure; it knows no method."""
+"""Pictures: from an encoder, features or numbers to a matplotlib figure. Nothing here knows a method."""
 
 from minissl.visualize.attention import attention_figure
 from minissl.visualize.curves import collapse_figure, curves_figure
