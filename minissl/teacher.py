@@ -10,9 +10,14 @@ import math
 import torch
 from torch import nn
 
+from minissl.vit import DropPath
+
 
 class Teacher(nn.Module):
-    """A copy of a network that gets no gradient and is always in evaluation mode (no drop path).
+    """A copy of a network that gets no gradient and leaves no path out.
+
+    It follows the mode of the method around it, so that batch norms, where there are any, see the teacher's own batch
+    while training, as in DINO's code.
 
     Args:
         student: the network to copy; it is not changed.
@@ -21,10 +26,9 @@ class Teacher(nn.Module):
     def __init__(self, student: nn.Module):
         super().__init__()
         self.network = copy.deepcopy(student).requires_grad_(False)
-        self.network.eval()
-
-    def train(self, mode: bool = True) -> "Teacher":
-        return self  # stays in evaluation mode, whatever happens to the method around it
+        for module in self.network.modules():
+            if isinstance(module, DropPath):
+                module.rate = 0.0
 
     @torch.no_grad()
     def forward(self, *inputs):

@@ -112,7 +112,7 @@ class PatchEmbed(nn.Module):
             widths = [3] + [max(dim >> (steps - 1 - i), 24) for i in range(steps)]  # doubles as the map halves
             layers = []
             for before, after in itertools.pairwise(widths):
-                layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(8, after), nn.GELU()]
+                layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
             self.stem = nn.Sequential(*layers)
             self.proj = nn.Conv2d(widths[-1], dim, 1)
 

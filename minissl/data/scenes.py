@@ -183,6 +183,8 @@ def render(u: Tensor, size: int) -> tuple[Tensor, Tensor]:
         if len(rows):
             own = torch.stack([_column(u[rows], c) for c in (5, 6, 7)])
             image[rows] = place(x[rows], y[rows], horizon[rows], own)
+    haze = torch.stack([_spread(u, c, 0.35, 0.85) for c in (23, 24, 25)], 1)  # a veil of any colour over the place,
+    image = torch.lerp(image, haze, _spread(u, 26, 0.2, 0.5)[:, None])  # so that it is not known by its colour alone
     for i, parts in enumerate(KINDS.values()):
         rows = (truth["object"] == i).nonzero()[:, 0]
         if len(rows):
@@ -202,11 +204,11 @@ def _spread(u: Tensor, i: int, low: float, high: float) -> Tensor:
 def _pose(canvas: Canvas, u: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """The canvas seen from the object: its own x, y, the size of its unit on the canvas, and where it stands."""
     is_ = {name: (action == i).view(-1, 1, 1).double() for i, name in enumerate(ACTIONS)}
-    scale = _spread(u, 8, 0.42, 0.66) * (1 - 0.1 * is_["jumping"])
-    center_x = _spread(u, 9, -0.35, 0.35)
-    center_y = _spread(u, 10, -0.35, 0.0) + 0.4 * is_["jumping"] + 0.15 * is_["tumbling"] - 0.1 * is_["sleeping"]
+    scale = _spread(u, 8, 0.58, 0.86) * (1 - 0.12 * is_["jumping"])
+    center_x = _spread(u, 9, -0.22, 0.22)
+    center_y = _spread(u, 10, -0.2, 0.02) + 0.24 * is_["jumping"] + 0.1 * is_["tumbling"] - 0.1 * is_["sleeping"]
     side = torch.where(_column(u, 11) < 0.5, -1.0, 1.0).double()
-    turn = _spread(u, 12, -0.12, 0.12) + 0.3 * is_["jumping"] + is_["tumbling"] * (1.2 + 3.8 * _column(u, 13))
+    turn = _spread(u, 12, -0.12, 0.12) + 0.3 * is_["jumping"] + is_["tumbling"] * (0.6 + 0.7 * _column(u, 13))
     x, y = (canvas[0] - center_x) / scale * side, (canvas[1] - center_y) / scale
     c, s = torch.cos(turn), torch.sin(turn)
     x, y = c * x + s * y, c * y - s * x

@@ -81,31 +81,31 @@ def above(shape: Distance, floor: float) -> Distance:
 
 
 def stripes(x: Tensor, y: Tensor) -> Tensor:
-    return 0.88 + 0.22 * torch.sin(17 * x).clamp(-0.7, 0.7) / 0.7
+    return 0.85 + 0.28 * torch.sin(13 * x).clamp(-0.6, 0.6) / 0.6
 
 
 def bands(x: Tensor, y: Tensor) -> Tensor:
-    return 0.88 + 0.22 * torch.sin(15 * y).clamp(-0.5, 0.5) / 0.5
+    return 0.85 + 0.28 * torch.sin(13 * y).clamp(-0.5, 0.5) / 0.5
 
 
 def scales(x: Tensor, y: Tensor) -> Tensor:
-    return 0.92 + 0.22 * torch.sin(13 * x + 7 * y) * torch.sin(13 * x - 7 * y + 2)
+    return 0.9 + 0.3 * torch.sin(9 * x + 6 * y) * torch.sin(9 * x - 6 * y + 2)
 
 
 def spots(x: Tensor, y: Tensor) -> Tensor:
-    return 0.9 + 0.5 * (torch.sin(9 * x + 1) * torch.sin(9 * y + 0.5)).clamp(0.3, 0.8) - 0.15
+    return 0.8 + 0.8 * (torch.sin(8 * x + 1) * torch.sin(8 * y + 0.5)).clamp(0.25, 0.75) - 0.2
 
 
 def bricks(x: Tensor, y: Tensor) -> Tensor:
-    odd = torch.floor(y * 4.5) * 0.5
-    joints = torch.maximum(torch.cos(9 * math.pi * y), torch.cos(2 * math.pi * (2.2 * x + odd)))
-    return 1.05 - 0.4 * (joints > 0.8)
+    odd = torch.floor(y * 3.5) * 0.5
+    joints = torch.maximum(torch.cos(7 * math.pi * y), torch.cos(2 * math.pi * (1.8 * x + odd)))
+    return 1.05 - 0.5 * (joints > 0.75)
 
 
 def spiral(x: Tensor, y: Tensor) -> Tensor:
     x, y = x + 0.1, y - 0.15
     radius = torch.sqrt(x * x + y * y)
-    return 0.88 + 0.24 * torch.sin(18 * radius - torch.atan2(y, x)).clamp(-0.6, 0.6) / 0.6
+    return 0.85 + 0.3 * torch.sin(15 * radius - torch.atan2(y, x)).clamp(-0.6, 0.6) / 0.6
 
 
 def plain(x: Tensor, y: Tensor) -> Tensor:
