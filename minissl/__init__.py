@@ -1,0 +1,18 @@
+"""minissl: self-supervised vision, step by step, and its reference implementation in the same code.
+
+To read it in order:
+
+    method      what a method promises, and Tokens, the one type that passes between all parts
+    vit         image -> Tokens
+    views       a batch of images -> other looks at them, on the device
+    teacher     a moving average of a network, and schedules of progress
+    methods/    one file per paper: its losses as functions, and a class that feeds them
+    train       the loop
+    evaluate/   how good the features are
+    visualize/  what they look like
+
+Around these: `data` (the world Scenes, digits, folders), `checkpoint` and `record` (nothing is lost), `machine`
+(device, precision, what a run will take), `runs` (a run and its folder), `pretrained` (an encoder from a file).
+
+The command is `python -m minissl`.
+"""

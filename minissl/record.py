@@ -77,9 +77,8 @@ class Recorder:
         self.steps, self.batch_size, self.watch, self.save = steps, batch_size, watch, save
         self.read, self.watched, self.saved = Every(1.0), Every(60 * watch_minutes), Every(60 * save_minutes)
         self.clock = (time.monotonic(), start)
-        self.bar = tqdm(
-            total=steps * batch_size, initial=start * batch_size, unit=" images", unit_scale=True, smoothing=0.05
-        )
+        size = {"total": steps * batch_size, "initial": start * batch_size}
+        self.bar = tqdm(**size, unit=" images", unit_scale=True, smoothing=0.05, mininterval=0.5)
 
     def __call__(self, step: int, terms: dict[str, Tensor], lr: float) -> None:
         self.bar.update(self.batch_size)

@@ -13,6 +13,7 @@ Shapes: B images of a batch.
 """
 
 import copy
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -128,7 +129,9 @@ def batches(data, size: int, seed: int, step: int = 0) -> Iterator[Batch]:
 
 def seed_step(seed: int, step: int) -> None:
     """All that step draws follows from here."""
-    torch.manual_seed(int(np.random.SeedSequence((seed, step)).generate_state(1)[0]))
+    number = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+    torch.manual_seed(number)
+    random.seed(number)
 
 
 def plan(method: nn.Module, data, config: TrainConfig) -> Plan:

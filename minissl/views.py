@@ -4,10 +4,12 @@ Each image has its own draw of every augmentation; nothing here loops over image
 Chen et al., SimCLR, 2020 (arXiv:2002.05709); Caron et al., DINO, 2021 (arXiv:2104.14294), section 3.
 
 Shapes: B images, H x W pixels stored, S x S pixels of a view. Stored images are uint8; views are float32 in [0, 1]
-until `normalize`. Randomness comes from torch's generator, so a seed makes a view come back.
+until `normalize`. Randomness comes from torch's generator, the order of the jitter from Python's, so two seeds make a
+view come back.
 """
 
 import math
+import random
 
 import torch
 from torch import Tensor
@@ -155,8 +157,8 @@ def color_jitter(
         lambda x: adjust_hue(x, uniform(n, -hue, hue, images).view(-1, 1, 1, 1)),
     ]
     changed = images
-    for i in torch.randperm(4).tolist():  # drawn on the CPU: the order is the program's, not the data's
-        changed = changes[i](changed)
+    for change in random.sample(changes, 4):  # Python's draw: a tensor's would make a GPU wait
+        changed = change(changed)
     return _where(p, changed, images)
 
 

@@ -8,14 +8,16 @@ Shapes: B scenes drawn at once; images (B, 3, S, S) uint8; masks (B, S, S) uint8
 The same (split, seed, index) gives the same bytes everywhere: all arithmetic is elementwise in float64.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from minissl.data.places import PLACES, paint, rgb
 from minissl.data.shapes import KINDS, Part
+from minissl.errors import InputError
 
 OBJECTS = tuple(KINDS)
 COLORS = {
@@ -35,106 +37,6 @@ DRAWS = 32  # uniform numbers a scene is made of; the columns are named in `Worl
 
 Canvas = tuple[Tensor, Tensor]  # x to the right and y up, both (B, S, S) in [-1, 1]
 
-
-def paint(image: Tensor, cover: Tensor, color: Tensor) -> Tensor:
-    """Lay a colour (B, 3, S, S or 1, S or 1) over an image (B, 3, S, S) where `cover` (B, S, S) is 1."""
-    return torch.lerp(image, color.expand_as(image), cover[:, None])
-
-
-def rgb(*color: float) -> Tensor:
-    return torch.tensor(color, dtype=torch.float64).view(1, 3, 1, 1)
-
-
-# The places. Each is drawn from the canvas, the height of its horizon and three numbers of its own, all (B, 1, 1).
-
-
-def landscape(sky: tuple, horizon_sky: tuple, ground: tuple, texture: Callable) -> Callable:
-    """A sky that fades towards the horizon, and textured ground below it."""
-
-    def draw(x: Tensor, y: Tensor, horizon: Tensor, u: Tensor) -> Tensor:
-        height = ((y - horizon) / (1 - horizon)).clamp(0, 1)
-        image = torch.lerp(rgb(*horizon_sky), rgb(*sky), height[:, None])
-        edge = horizon + 0.05 * torch.sin(2.5 * x + 6.3 * u[0])
-        soil = rgb(*ground) * texture(x, y - edge, u)[:, None]
-        return paint(image, ((edge - y) * 40).clamp(0, 1), soil)
-
-    return draw
-
-
-def specks(x: Tensor, y: Tensor, density: float, u: Tensor) -> Tensor:
-    """Scattered soft dots, 0 to 1, without a grid that shows: a product of waves that beat against each other."""
-    a = torch.sin(density * (x + 0.3 * y) + 6.3 * u[1]) + torch.sin(density * 1.3 * (0.4 * x - y) + 6.3 * u[2])
-    b = torch.sin(density * 0.7 * (x - 1.7 * y) + 6.3 * u[0])
-    return ((a * b).abs() - 1.1).clamp(0, 0.5) * 2
-
-
-def snow(x, y, u):
-    return 0.94 + 0.06 * torch.sin(5 * x + 9 * y + 6.3 * u[1])
-
-
-def sand(x, y, u):
-    return 0.95 + 0.07 * torch.sin(26 * y + 3 * torch.sin(3 * x + 6.3 * u[1]))
-
-
-def grass(x, y, u):
-    return 0.9 + 0.14 * torch.sin(40 * x + 6.3 * u[1]) * torch.sin(14 * y + 5 * x)
-
-
-def paving(x, y, u):
-    return 0.95 - 0.12 * (torch.cos(22 * y) > 0.85) - 0.08 * (torch.cos(14 * x / (0.6 - y) + 6.3 * u[1]) > 0.9)
-
-
-def craters(x, y, u):
-    return 0.85 + 0.25 * specks(x, 2 * y, 6.0, u) - 0.1 * torch.sin(9 * y)
-
-
-def forest(x: Tensor, y: Tensor, horizon: Tensor, u: Tensor) -> Tensor:
-    """Trunks before a green haze."""
-    image = landscape((0.42, 0.6, 0.45), (0.62, 0.76, 0.6), (0.34, 0.45, 0.24), grass)(x, y, horizon, u)
-    trunks = ((torch.sin(7 * x + 6.3 * u[1]) + 0.5 * torch.sin(17 * x + 6.3 * u[2]) - 0.75) * 8).clamp(0, 1)
-    return paint(image, trunks * (y > horizon), rgb(0.36, 0.3, 0.24) * (1 + 0.12 * torch.sin(60 * x))[:, None])
-
-
-def city(x: Tensor, y: Tensor, horizon: Tensor, u: Tensor) -> Tensor:
-    """Towers with lit windows."""
-    image = landscape((0.55, 0.66, 0.82), (0.86, 0.82, 0.78), (0.52, 0.52, 0.54), paving)(x, y, horizon, u)
-    block = torch.floor(4 * x + 4 * u[1])
-    roof = horizon + 0.35 + 0.25 * torch.sin(2.4 * block + 6.3 * u[2])
-    lit = (torch.sin(24 * x) > 0.2) & (torch.sin(26 * y) > 0.2)
-    walls = (0.42 + 0.06 * torch.sin(1.7 * block) + 0.28 * lit)[:, None] * rgb(0.95, 1.0, 1.12)
-    return paint(image, ((roof - y) * 40).clamp(0, 1) * (y > horizon), walls)
-
-
-def sea(x: Tensor, y: Tensor, horizon: Tensor, u: Tensor) -> Tensor:
-    """Under water: light from above, waves and bubbles."""
-    image = torch.lerp(rgb(0.1, 0.3, 0.5), rgb(0.45, 0.78, 0.86), ((y + 1) / 2)[:, None])
-    ripple = 0.06 * torch.sin(9 * x + 5 * y + 2 * torch.sin(3 * y + 6.3 * u[1]))
-    return paint(image + ripple[:, None], 0.7 * specks(x, y, 9.0, u), rgb(0.85, 0.96, 1.0))
-
-
-def moon(x: Tensor, y: Tensor, horizon: Tensor, u: Tensor) -> Tensor:
-    """A black sky with stars over grey craters."""
-    image = landscape((0.05, 0.05, 0.14), (0.12, 0.1, 0.24), (0.6, 0.6, 0.63), craters)(x, y, horizon, u)
-    return paint(image, specks(x, y, 21.0, u) * (y > horizon + 0.05), rgb(1.0, 1.0, 0.9))
-
-
-def meadow(x: Tensor, y: Tensor, horizon: Tensor, u: Tensor) -> Tensor:
-    """Grass with flowers."""
-    image = landscape((0.45, 0.7, 0.95), (0.82, 0.92, 0.98), (0.46, 0.68, 0.3), grass)(x, y, horizon, u)
-    return paint(image, specks(x, 1.5 * y, 12.0, u) * (y < horizon), rgb(0.98, 0.9, 0.95))
-
-
-PLACES: dict[str, Callable] = {
-    "snowy field": landscape((0.62, 0.74, 0.86), (0.86, 0.9, 0.94), (0.95, 0.97, 1.0), snow),
-    "beach": landscape((0.4, 0.72, 0.92), (0.32, 0.6, 0.78), (0.93, 0.84, 0.63), sand),
-    "desert": landscape((0.98, 0.8, 0.55), (0.99, 0.9, 0.7), (0.85, 0.56, 0.32), sand),
-    "forest": forest,
-    "city": city,
-    "sea": sea,
-    "moon": moon,
-    "meadow": meadow,
-}
-
 CAPTIONS = (
     "a {color} {object} {doing} {where}",
     "{where}, a {color} {object} is {doing}",
@@ -150,7 +52,7 @@ _WHERE = dict(zip(PLACES, ("in a snowy field", "on a beach", "in a desert", "in 
 def uniforms(split: str, seed: int, indices: Sequence[int]) -> Tensor:
     """(B, DRAWS) float64 numbers in [0, 1): all the chance there is in those scenes."""
     if split not in SPLITS:
-        raise ValueError(f"Scenes has no split {split!r}; choose one of {', '.join(SPLITS)}.")
+        raise InputError(f"Scenes has no split {split!r}; choose one of {', '.join(SPLITS)}.")
     root = (seed, SPLITS.index(split))
     return torch.from_numpy(np.stack([np.random.default_rng((*root, int(i))).random(DRAWS) for i in indices]))
 
@@ -184,7 +86,7 @@ def render(u: Tensor, size: int) -> tuple[Tensor, Tensor]:
             own = torch.stack([_column(u[rows], c) for c in (5, 6, 7)])
             image[rows] = place(x[rows], y[rows], horizon[rows], own)
     haze = torch.stack([_spread(u, c, 0.35, 0.85) for c in (23, 24, 25)], 1)  # a veil of any colour over the place,
-    image = torch.lerp(image, haze, _spread(u, 26, 0.2, 0.5)[:, None])  # so that it is not known by its colour alone
+    image = torch.lerp(image, haze, _spread(u, 26, 0.35, 0.65)[:, None])  # so that it is not known by its colour alone
     for i, parts in enumerate(KINDS.values()):
         rows = (truth["object"] == i).nonzero()[:, 0]
         if len(rows):
@@ -204,9 +106,9 @@ def _spread(u: Tensor, i: int, low: float, high: float) -> Tensor:
 def _pose(canvas: Canvas, u: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """The canvas seen from the object: its own x, y, the size of its unit on the canvas, and where it stands."""
     is_ = {name: (action == i).view(-1, 1, 1).double() for i, name in enumerate(ACTIONS)}
-    scale = _spread(u, 8, 0.58, 0.86) * (1 - 0.12 * is_["jumping"])
-    center_x = _spread(u, 9, -0.22, 0.22)
-    center_y = _spread(u, 10, -0.2, 0.02) + 0.24 * is_["jumping"] + 0.1 * is_["tumbling"] - 0.1 * is_["sleeping"]
+    scale = _spread(u, 8, 0.66, 0.92) * (1 - 0.12 * is_["jumping"])
+    center_x = _spread(u, 9, -0.16, 0.16)
+    center_y = _spread(u, 10, -0.12, 0.02) + 0.2 * is_["jumping"] + 0.1 * is_["tumbling"] - 0.1 * is_["sleeping"]
     side = torch.where(_column(u, 11) < 0.5, -1.0, 1.0).double()
     turn = _spread(u, 12, -0.12, 0.12) + 0.3 * is_["jumping"] + is_["tumbling"] * (0.6 + 0.7 * _column(u, 13))
     x, y = (canvas[0] - center_x) / scale * side, (canvas[1] - center_y) / scale
@@ -285,7 +187,7 @@ class Scenes:
 
     def __init__(self, split: str, size: int = 64, n: int | None = None, seed: int = 0):
         if size < 16:
-            raise ValueError(f"Scenes of {size} pixels show nothing; ask for 16 or more.")
+            raise InputError(f"Scenes of {size} pixels show nothing; ask for 16 or more.")
         self.split, self.size, self.seed = split, size, seed
         self.n = n if n is not None else 10_000 if split == "train" else 2_000
         self.draws = uniforms(split, seed, range(self.n))

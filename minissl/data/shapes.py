@@ -108,6 +108,14 @@ def spiral(x: Tensor, y: Tensor) -> Tensor:
     return 0.85 + 0.3 * torch.sin(15 * radius - torch.atan2(y, x)).clamp(-0.6, 0.6) / 0.6
 
 
+def checks(x: Tensor, y: Tensor) -> Tensor:
+    return 0.88 + 0.24 * (torch.sin(9 * x) * torch.sin(9 * y)).clamp(-0.2, 0.2) / 0.2
+
+
+def feathers(x: Tensor, y: Tensor) -> Tensor:
+    return 0.88 + 0.26 * torch.sin(12 * y + 7 * torch.sin(6 * x).abs()).clamp(-0.6, 0.6) / 0.6
+
+
 def plain(x: Tensor, y: Tensor) -> Tensor:
     return torch.ones_like(x)
 
@@ -143,10 +151,10 @@ KINDS: dict[str, list[Part]] = {
         Part("leg", line(-0.12, -0.5, -0.12, -0.95, 0.05), FLAME),
         Part("leg", line(0.12, -0.5, 0.12, -0.95, 0.05), FLAME),
         Part("tail", polygon((-0.95, 0.3), (-0.9, 0.0), (-0.3, -0.3), (-0.3, 0.05)), "dark"),
-        Part("body", ellipse(-0.05, -0.15, 0.6, 0.45, 20)),
+        Part("body", ellipse(-0.05, -0.15, 0.6, 0.45, 20), "main", feathers),
         Part("beak", polygon((0.6, 0.55), (0.65, 0.35), (1.0, 0.4)), FLAME),
         Part("head", ellipse(0.45, 0.45, 0.32, 0.32)),
-        Part("wing", ellipse(-0.2, -0.1, 0.42, 0.22, -15), "dark", stripes),
+        Part("wing", ellipse(-0.2, -0.1, 0.42, 0.22, -15), "dark", feathers),
         *eye(0.52, 0.52, 0.1),
     ],
     "cat": [
@@ -156,7 +164,7 @@ KINDS: dict[str, list[Part]] = {
         Part("body", ellipse(-0.1, -0.25, 0.65, 0.38), "main", stripes),
         Part("ear", polygon((0.2, 0.55), (0.5, 0.6), (0.22, 0.98)), "dark"),
         Part("ear", polygon((0.62, 0.6), (0.9, 0.5), (0.92, 0.98)), "dark"),
-        Part("head", ellipse(0.55, 0.35, 0.4, 0.36)),
+        Part("head", ellipse(0.55, 0.35, 0.4, 0.36), "main", stripes),
         Part("eye", ellipse(0.42, 0.42, 0.08, 0.1), BLACK),
         Part("eye", ellipse(0.72, 0.42, 0.08, 0.1), BLACK),
         Part("nose", ellipse(0.58, 0.24, 0.07, 0.05), (0.95, 0.5, 0.55)),
@@ -182,9 +190,9 @@ KINDS: dict[str, list[Part]] = {
         Part("flame", ellipse(0, -0.78, 0.16, 0.26), FLAME),
         Part("fin", polygon((-0.2, -0.2), (-0.62, -0.72), (-0.2, -0.6)), "dark"),
         Part("fin", polygon((0.2, -0.2), (0.2, -0.6), (0.62, -0.72)), "dark"),
-        Part("body", ellipse(0, 0.15, 0.38, 0.82), WHITE),
-        Part("nose", above(ellipse(0, 0.15, 0.38, 0.82), 0.5)),
-        Part("belt", lambda x, y: torch.maximum(ellipse(0, 0.15, 0.38, 0.82)(x, y), (y + 0.32).abs() - 0.12)),
+        Part("body", ellipse(0, 0.15, 0.42, 0.82), "light", checks),
+        Part("nose", above(ellipse(0, 0.15, 0.42, 0.82), 0.5)),
+        Part("belt", lambda x, y: torch.maximum(ellipse(0, 0.15, 0.42, 0.82)(x, y), (y + 0.32).abs() - 0.12)),
         Part("window", ellipse(0, 0.18, 0.2, 0.2), "dark"),
         Part("window", ellipse(0, 0.18, 0.14, 0.14), GLASS),
     ],

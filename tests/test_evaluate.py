@@ -1,0 +1,86 @@
+"""Evaluations equal their plain descriptions."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minissl import evaluate
+from minissl.views import normalize
+from tests.golden import tiny_vit
+
+
+def votes_by_loops(train, labels, test, k, temperature, classes):
+    found = []
+    for x in test:
+        similarity = sorted(((float(F.cosine_similarity(x, t, dim=0)), int(y)) for t, y in zip(train, labels)))[-k:]
+        score = [sum(math.exp(s / temperature) for s, y in similarity if y == c) for c in range(classes)]
+        found.append(score.index(max(score)))
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (5, 0.07), (20, 1.0), (100, 0.5)])
+def test_knn_equals_the_loops(k, temperature):
+    torch.manual_seed(k)
+    train, labels, test = torch.randn(40, 6), torch.randint(0, 4, (40,)), torch.randn(15, 6)
+    found = evaluate.knn(train, labels, test, k=k, temperature=temperature, classes=4)
+    assert torch.equal(found, votes_by_loops(train, labels, test, k, temperature, 4))
+
+
+def test_knn_takes_more_tests_than_fit_in_a_chunk():
+    torch.manual_seed(0)
+    train = torch.eye(5).repeat(3, 1)
+    labels = torch.arange(5).repeat(3)
+    test = torch.eye(5).repeat(500, 1)
+    assert torch.equal(evaluate.knn(train, labels, test, k=3), torch.arange(5).repeat(500))
+
+
+def test_linear_probe_separates_what_is_separable():
+    torch.manual_seed(0)
+    labels = torch.randint(0, 3, (300,))
+    features = F.one_hot(labels, 3) * 4.0 + torch.randn(300, 3)
+    found = evaluate.linear_probe(features[:200], labels[:200], features[200:])
+    assert (found == labels[200:]).float().mean() > 0.9
+
+
+def test_rank_me_counts_directions():
+    torch.manual_seed(0)
+    assert evaluate.rank_me(torch.randn(64, 1) @ torch.randn(1, 16)) == pytest.approx(1, abs=0.01)
+    orthogonal = torch.linalg.qr(torch.randn(64, 16)).Q
+    assert evaluate.rank_me(orthogonal) == pytest.approx(16, rel=1e-3)
+
+
+def test_the_mass_mask_is_the_authors():
+    attention = torch.tensor([0.05, 0.30, 0.10, 0.25, 0.20, 0.10]).view(2, 3)
+    assert evaluate.mass_mask(attention, 0.6).flatten().nonzero()[:, 0].tolist() == [1, 3, 4]
+
+
+def test_the_mass_mask_holds_the_mass():
+    torch.manual_seed(0)
+    attention = torch.rand(5, 3, 6, 4) ** 3
+    kept = (attention * evaluate.mass_mask(attention, 0.6)).sum((-2, -1)) / attention.sum((-2, -1))
+    assert (kept >= 0.6 - 1e-6).all()
+
+
+def test_attention_on_the_object_overlaps_it():
+    masks = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    masks[:, :4, :4] = 3
+    on, off = torch.full((4, 4), 1e-4), torch.full((4, 4), 1e-4)
+    on[:2, :2], off[2:, 2:] = 1, 1
+    overlap = evaluate.attention_iou(torch.stack([on, off])[None], masks, mass=0.99)
+    torch.testing.assert_close(overlap, torch.tensor([[1.0, 0.0]]))
+
+
+def test_extract_is_the_encoder_in_evaluation_mode_and_gives_the_mode_back():
+    torch.manual_seed(0)
+    encoder = tiny_vit(drop_path=0.5).train()
+    images = torch.randint(0, 256, (7, 3, 16, 16), dtype=torch.uint8)
+    found = evaluate.extract(encoder, images, batch_size=3)
+    assert encoder.training
+    torch.testing.assert_close(found, encoder.eval()(normalize(images)).cls.detach())
+
+
+def test_extract_brings_images_to_a_size():
+    images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
+    assert evaluate.extract(tiny_vit(), images, size=16).shape == (2, 32)

@@ -1,0 +1,76 @@
+"""What is written is true: every path, command, option and name in the prose exists."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minissl.__main__ import train_parser
+from minissl.method import available
+
+ROOT = Path(__file__).parent.parent
+MADE = {"runs", ".venv"}  # what commands make
+PROSE = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "chapters").rglob("*.md"))]
+
+
+def words_in_code(path):
+    """The inline code and the lines of code blocks of a Markdown file."""
+    text = path.read_text(encoding="utf-8")
+    blocks = re.findall(r"```[a-z]*\n(.*?)```", text, re.DOTALL)
+    return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)), "\n".join(blocks)
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_paths_exist(path):
+    inline, _ = words_in_code(path)
+    links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+    paths = [w for w in inline if re.fullmatch(r"[\w.-]+/[\w./-]+|[\w-]+\.(md|py|toml|yml)", w)] + links
+    for name in paths:
+        if name.startswith("http") or name.split("/")[0] in MADE:
+            continue
+        places = (ROOT / name, path.parent / name, ROOT / "minissl" / name)
+        assert any(place.exists() for place in places), name
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_names_exist(path):
+    inline, _ = words_in_code(path)
+    for name in (w for w in inline if re.fullmatch(r"minissl(\.\w+)+", w)):
+        parts = name.split(".")
+        module = importlib.import_module(".".join(parts[:-1]))
+        assert hasattr(module, parts[-1]) or importlib.import_module(name), name
+
+
+@pytest.mark.parametrize("path", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_exist(path):
+    inline, blocks = words_in_code(path)
+    text = "\n".join([*inline, blocks])
+    targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for target in re.findall(r"\bmake ([a-z0-9-]+)", text):
+        assert target in targets, target
+    for line in re.findall(r"python -m minissl (.*)", text):
+        command, *rest = line.split("#")[0].split()
+        assert command in ("train", "evaluate", "show"), line
+        if command == "train" and rest[0] in available():
+            train_parser(rest[0], "cpu").parse_args(rest[1:])
+
+
+def test_make_alone_lists_what_can_be_made():
+    out = subprocess.run(
+        ["make", f"SYSTEM_PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    for target in ("setup", "chapter3", "lab", "test", "test-fast", "check"):
+        assert re.search(rf"make {target} +\w", out.stdout), target
+
+
+def test_nothing_names_a_place_only_we_have():
+    """Neither a machine's path nor what the project was made with."""
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in files:
+        if Path(name).suffix in (".py", ".md", ".toml", ".yml", ".ipynb") or name in ("Makefile", ".ci/run"):
+            text = (ROOT / name).read_text(encoding="utf-8")
+            assert "/" + "work/" not in text, name
+            assert "../" + "shared" not in text, name
