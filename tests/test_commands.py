@@ -126,7 +126,7 @@ def test_a_run_from_a_folder_of_classes(capsys, labelled, tmp_path):
 
     before = load_tensors(out / "checkpoint.safetensors")[0]
     assert "already holds a run of dino" in refused(capsys, words)
-    assert "a run with lr 0.002, not 0.5" in refused(capsys, [*words, "--resume", "--lr", "0.5"])
+    assert "a run with lr 0.001, not 0.5" in refused(capsys, [*words, "--resume", "--lr", "0.5"])
     digits = ["digits" if word.startswith("folder:") else word for word in words]
     assert "a run with data folder:" in refused(capsys, [*digits, "--resume"])
     assert main([*words, "--resume"]) == 0

@@ -12,8 +12,8 @@ from minissl.data.shapes import KINDS
 from minissl.errors import InputError
 
 # Of Scenes("train", size=32, n=16). A change here is a change of the world: measure everything again.
-GOLDEN_IMAGES = "to be set"
-GOLDEN_MASKS = "to be set"
+GOLDEN_IMAGES = "5d3e5b13398498ec"
+GOLDEN_MASKS = "c71921356943fefd"
 
 
 def digest(tensor):
