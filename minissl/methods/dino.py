@@ -118,7 +118,7 @@ class DINO(nn.Module):
             "size": 32,  # 16 patches
             "local_size": 16,  # 4 patches
             "local_crops": 2,  # 8 in the paper; more steps pay more than more crops
-            "local_scale": (0.15, 0.4),  # from 0.05 in the paper: smaller crops of a small image show nothing
+            "local_scale": (0.1, 0.4),  # from 0.05 in the paper: the smallest crops of a small image show nothing
             "prototypes": 256,  # 65,536 in the paper
             "hidden": 256,  # 2048 in the paper
             "bottleneck": 64,  # 256 in the paper
