@@ -59,7 +59,16 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
 
 
 def save_training(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, info: dict[str, Any]) -> None:
-    """Everything a run is: the method's state, the optimiser's, and `info` (the step it stands at)."""
+    """Everything a run is: the method's state, the optimiser's, and `info` (the step it stands at).
+
+    Raises InputError, and writes nothing, if the method holds what is no number: a finite loss can have a gradient
+    that is not.
+    """
+    if not all(t.isfinite().all() for t in method.state_dict().values()):
+        raise InputError(
+            f"The weights are no longer numbers at step {info['step']}; the last checkpoint is from before. "
+            "Start again with a lower --lr, or with --precision fp32."
+        )
     tensors = {f"method.{name}": t for name, t in method.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}

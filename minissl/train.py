@@ -185,6 +185,8 @@ def fit(
         checkpoint.save_training(path, method, optimizer, {"step": step})
         export(method.encoder)
 
+    if start >= steps:
+        export(method.encoder)  # a kill may have come between the last checkpoint and its encoder
     if config.compile:
         for module in [m for m in method.modules() if isinstance(m, type(method.encoder))]:
             module.compile()

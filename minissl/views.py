@@ -8,8 +8,10 @@ until `normalize`. Randomness comes from torch's generator, the order of the jit
 view come back.
 """
 
+import functools
 import math
 import random
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -73,6 +75,18 @@ def draw_crops(n: int, height: int, width: int, scale: tuple[float, float], like
     return top, left, h, w
 
 
+def full_precision(operation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Autocast would multiply pixels as bfloat16 numbers, which are rounded to 1 part in 256."""
+
+    @functools.wraps(operation)
+    def exact(images: Tensor, *args: Tensor | int) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            return operation(images, *args)
+
+    return exact
+
+
+@full_precision
 def crop_resize(images: Tensor, top: Tensor, left: Tensor, height: Tensor, width: Tensor, size: int) -> Tensor:
     """Cut a box (B,) each out of every image (B, 3, H, W) float and resize it to (B, 3, size, size), in [0, 1].
 
@@ -166,6 +180,7 @@ def random_grey(images: Tensor, p: float = 0.2) -> Tensor:
     return _where(p, grey(images).expand_as(images), images)
 
 
+@full_precision
 def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     """Blur with a deviation of its own for each image, sigma (B,) in pixels; two matrix products, edges reflected."""
     for axis in (-2, -1):

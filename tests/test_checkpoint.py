@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from minissl import checkpoint, pretrained
@@ -36,17 +37,47 @@ def test_a_run_comes_back_to_the_bit(tmp_path):
             assert torch.equal(value, moments.state_dict()["state"][i][name])
 
 
+def failing(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
 def test_a_full_disk_leaves_what_was_saved(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    checkpoint.write(path, b"before")
-
-    def full(descriptor):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    checkpoint.write(tmp_path / "file", b"before")
+    monkeypatch.setattr(os, "fsync", failing(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(InputError, match=r"disk is full.*whole"):
-        checkpoint.write(path, b"after")
-    assert path.read_bytes() == b"before"
+        checkpoint.write(tmp_path / "file", b"after")
+    assert (tmp_path / "file").read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("call", ["builtins.open", "os.fsync", "os.replace"])
+def test_a_write_that_fails_anywhere_leaves_what_was_saved(tmp_path, monkeypatch, call):
+    checkpoint.write(tmp_path / "file", b"before")
+    with monkeypatch.context() as broken:
+        broken.setattr(call, failing(PermissionError(errno.EACCES, "Permission denied")))
+        with pytest.raises(InputError, match=r"cannot be written \(Permission denied\)"):
+            checkpoint.write(tmp_path / "file", b"after")
+    assert (tmp_path / "file").read_bytes() == b"before"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_usable(tmp_path, monkeypatch):
+    model, optimizer = trained(0)
+    checkpoint.save_training(tmp_path / "c", model, optimizer, {"step": 3})
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", failing(OSError(errno.ENOSPC, "No space left on device")))
+        with pytest.raises(InputError, match="disk is full"):
+            checkpoint.save_training(tmp_path / "c", *trained(1), {"step": 4})
+    assert checkpoint.load_training(tmp_path / "c", *trained(2)) == {"step": 3}
+
+
+def test_what_a_kill_left_half_written_is_in_nobodys_way(tmp_path):
+    (tmp_path / "file.partial").write_bytes(b"half of some")
+    checkpoint.write(tmp_path / "file", b"whole")
+    assert (tmp_path / "file").read_bytes() == b"whole"
     assert os.listdir(tmp_path) == ["file"]
 
 
@@ -55,13 +86,35 @@ def test_a_disk_with_too_little_space_is_said_before(tmp_path):
         checkpoint.need_space(tmp_path, 1 << 62)
 
 
-def test_a_cut_file_is_said(tmp_path):
+@pytest.mark.parametrize("kept", [0, 1, 8, 100, 0.5, 0.999])
+def test_a_cut_file_is_refused_in_one_sentence(tmp_path, kept):
     model, optimizer = trained(0)
     path = tmp_path / "c"
     checkpoint.save_training(path, model, optimizer, {"step": 3})
-    path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(InputError, match="not a whole checkpoint"):
+    whole = path.read_bytes()
+    path.write_bytes(whole[: kept if isinstance(kept, int) else int(kept * len(whole))])
+    with pytest.raises(InputError, match="not a whole checkpoint") as refusal:
         checkpoint.load_training(path, model, optimizer)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_file_that_is_no_safetensors_is_refused(tmp_path):
+    (tmp_path / "c").write_text("a diary")
+    with pytest.raises(InputError, match="not a whole checkpoint"):
+        checkpoint.load_tensors(tmp_path / "c")
+
+
+@pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"minissl": "not json"}])
+def test_a_safetensors_file_of_someone_else_is_refused(tmp_path, metadata):
+    save_file({"weight": torch.ones(2)}, tmp_path / "c", metadata=metadata)
+    with pytest.raises(InputError, match="not a whole checkpoint of minissl"):
+        checkpoint.load_tensors(tmp_path / "c")
+
+
+def test_a_file_of_torch_save_is_refused(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "c")
+    with pytest.raises(InputError, match="not a whole checkpoint"):
+        checkpoint.load_tensors(tmp_path / "c")
 
 
 def test_a_pickle_is_refused_and_does_not_run(tmp_path):

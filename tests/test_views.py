@@ -142,3 +142,17 @@ def test_a_seed_brings_the_views_back_and_leaves_the_images():
     assert torch.equal(drawn[0][0], drawn[1][0])
     assert torch.equal(drawn[0][1], drawn[1][1])
     assert torch.equal(images, kept)
+
+
+def test_views_are_as_exact_under_autocast(images):
+    """bf16 keeps 8 bits of a pixel; the crop, the blur and their callers must not be multiplied in it."""
+    pixels = (images * 255).to(torch.uint8)
+    found = []
+    for on in (False, True):
+        torch.manual_seed(0)
+        random.seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=on):
+            found.append(views.multi_crop(pixels, 16, 8, 2, (0.4, 1.0), (0.05, 0.4)))
+    for exact, cast in zip(*found):
+        assert cast.dtype == torch.float32
+        assert torch.equal(exact, cast)
