@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from minissl.method import Batch
-from minissl.methods.dino import DINO, DINOHead, center_and_sharpen, cross_view_entropy, update_center
+from minissl.methods.dino import DINO, DINOHead, center_and_sharpen, cross_view_entropy, koleo, update_center
 from tests.golden import tiny_vit, wave
 
 
@@ -146,3 +146,45 @@ def test_batch_norm_in_the_head_is_each_networks_own():
     head = DINOHead(16, 10, hidden=32, bottleneck=8, batch_norm=True).eval()
     x = torch.randn(64, 16)
     torch.testing.assert_close(head(x), head(3 * x + 1), rtol=1e-2, atol=1e-2)  # a shift and a scale are forgotten
+
+
+def test_koleo_is_the_authors():
+    assert koleo(wave(5, 8)).item() == pytest.approx(0.42841986, abs=1e-7)
+    assert koleo(wave(1, 8)).item() == pytest.approx(17.0782267, abs=1e-4)
+    assert koleo(wave(1, 8).expand(2, 8)).item() == pytest.approx(17.0782267, abs=1e-4)
+
+
+def test_koleo_and_its_gradient_equal_loops_and_lightlys():
+    from lightly.loss import KoLeoLoss
+
+    torch.manual_seed(0)
+    x = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
+    unit = [row / row.norm() for row in x]
+    slow = 0.0
+    for i, row in enumerate(unit):
+        others = [other for j, other in enumerate(unit) if j != i]
+        slow = slow - min(((row - other + 1e-8).norm() for other in others), key=lambda d: d.item()).log() / len(unit)
+    fast = koleo(x)
+    assert fast.item() == pytest.approx(slow.item(), abs=1e-7)
+    theirs = KoLeoLoss()(x)
+    for other in (slow, theirs):
+        torch.testing.assert_close(
+            torch.autograd.grad(fast, x, retain_graph=True)[0], torch.autograd.grad(other, x)[0], rtol=1e-5, atol=1e-7
+        )
+
+
+def test_koleo_is_the_same_under_autocast():
+    x = torch.randn(16, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(koleo(x), koleo(x.clone()))
+        found = koleo(x)
+    assert torch.equal(found, koleo(x))
+
+
+def test_koleo_is_taken_crop_by_crop_of_the_students_class_tokens():
+    method = DINO(tiny_vit(), size=16, local_crops=0, prototypes=8, hidden=8, bottleneck=4, koleo=0.5)
+    batch = Batch(torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8), None)
+    seen = []
+    method.student["encoder"].register_forward_hook(lambda layer, inputs, output: seen.append(output.cls))
+    terms = method.loss(batch, 0.5)
+    assert terms["koleo"].item() == pytest.approx(sum(koleo(crop) for crop in seen[0].split(4)).item())

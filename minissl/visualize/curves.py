@@ -31,7 +31,7 @@ def curves_figure(log: list[dict[str, float]], prototypes: int | None = None, ch
         axis.set_title(name.replace("_", " "), fontsize=10)
         axis.set_xlabel("step", fontsize=9)
         axis.grid(alpha=0.25)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(bottom=min(0, *(value for _, value in points)))
         if prototypes and ("loss" in name or "entropy" in name):
             axis.axhline(math.log(prototypes), color="#c0504d", linestyle="--", linewidth=1)
             axis.annotate(f"ln {prototypes}: collapse to uniform", (0.02, math.log(prototypes)),
