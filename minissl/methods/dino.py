@@ -122,6 +122,7 @@ class DINO(nn.Module):
         warmup_temperature: of the teacher's, at the start.
         temperature_warmup: share of the run over which it moves from one to the other.
         center_momentum: of the running mean of the teacher's logits.
+        center_first: move the centre by a batch's logits before it centres them; the paper does it after.
         momentum: of the teacher at the start; it ends at 1, along a cosine.
         freeze_last: share of the run in which the prototypes stay as they were drawn.
         batch_norm: in the head, after each of its layers.
@@ -181,6 +182,7 @@ class DINO(nn.Module):
         warmup_temperature: float = 0.04,
         temperature_warmup: float = 0.3,
         center_momentum: float = 0.9,
+        center_first: bool = False,
         momentum: float = 0.996,
         freeze_last: float = 0.01,
         batch_norm: bool = False,
@@ -196,7 +198,8 @@ class DINO(nn.Module):
         self.crops |= {"global_scale": global_scale, "local_scale": local_scale}
         self.student_temperature = student_temperature
         self.temperatures = (warmup_temperature, teacher_temperature, temperature_warmup)
-        self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last
+        self.center_momentum, self.center_first = center_momentum, center_first
+        self.momentum, self.freeze_last = momentum, freeze_last
         self.koleo = koleo
 
     @property
@@ -213,8 +216,9 @@ class DINO(nn.Module):
         scores = self.student["head"](cls, freeze_last=progress < self.freeze_last).float()  # (V B, K)
         n = len(batch.images)
         target, scores = target.unflatten(0, (-1, n)), scores.unflatten(0, (-1, n))  # (2, B, K), (V, B, K)
-        probabilities = center_and_sharpen(target, self.center, temperature)
-        self.center.copy_(update_center(self.center, target, self.center_momentum))  # after its use, for the next step
+        moved = update_center(self.center, target, self.center_momentum)
+        probabilities = center_and_sharpen(target, moved if self.center_first else self.center, temperature)
+        self.center.copy_(moved)
         loss = cross_view_entropy(scores, probabilities, self.student_temperature)
         terms = {"loss": loss, "teacher_entropy": torch.special.entr(probabilities).sum(-1).mean()}
         if self.koleo:
