@@ -19,7 +19,7 @@ DATA ?= scenes
 OUT ?= runs/chapter3
 OPTIONS ?=
 
-.PHONY: help setup chapter3 lab test test-fast check format clean
+.PHONY: help setup chapter3 lab test test-fast check format calibration clean
 
 help:  ## this list
 	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
@@ -55,6 +55,9 @@ check: $(if $(READY),.venv/ready-test)  ## format and lint, changing nothing
 format: $(if $(READY),.venv/ready-test)  ## format and lint, mending what can be mended
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
+
+calibration: $(READY)  ## measure how hard the embedded world is (half an hour)
+	$(PYTHON) -m tests.benchmarks.calibration
 
 clean:  ## remove the virtual environment; runs and data stay
 	$(SYSTEM_PYTHON) -c "import shutil; shutil.rmtree('.venv', ignore_errors=True)"

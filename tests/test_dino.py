@@ -188,3 +188,16 @@ def test_koleo_is_taken_crop_by_crop_of_the_students_class_tokens():
     method.student["encoder"].register_forward_hook(lambda layer, inputs, output: seen.append(output.cls))
     terms = method.loss(batch, 0.5)
     assert terms["koleo"].item() == pytest.approx(sum(koleo(crop) for crop in seen[0].split(4)).item())
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_the_center_moves_before_or_after_it_is_used(first):
+    """With momentum 0 and the centre moved first, every prototype's mean logit of a batch is 0 before the softmax."""
+    method = DINO(tiny_vit(), size=16, local_crops=0, prototypes=8, hidden=8, bottleneck=4,
+                  center_momentum=0.0, center_first=first, teacher_temperature=0.5, warmup_temperature=0.5)  # fmt: skip
+    batch, logits = Batch(torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8), None), []
+    method.teacher["head"].register_forward_hook(lambda layer, inputs, output: logits.append(output))
+    entropy = method.loss(batch, 0.5)["teacher_entropy"]
+    mean = logits[0].mean(0) if first else 0
+    torch.testing.assert_close(entropy, torch.special.entr(((logits[0] - mean) / 0.5).softmax(-1)).sum(-1).mean())
+    torch.testing.assert_close(method.center[0], logits[0].mean(0))
