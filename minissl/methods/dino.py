@@ -141,7 +141,7 @@ class DINO(nn.Module):
             "size": 32,  # 16 patches
             "local_size": 16,  # 4 patches
             "local_crops": 0,  # 8 in the paper; 16 pixels show too little, as the CIFAR recipes in use found too
-            "global_scale": (0.5, 1.0),  # from 0.4 in the paper: larger crops agree on more, so the start is faster
+            "global_scale": (0.6, 1.0),  # from 0.4 in the paper: larger crops agree on more, so the start is faster
             "prototypes": 256,  # 65,536 in the paper
             "hidden": 256,  # 2048 in the paper
             "bottleneck": 64,  # 256 in the paper
