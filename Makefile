@@ -18,8 +18,9 @@ endif
 DATA ?= scenes
 OUT ?= runs/chapter3
 OPTIONS ?=
+FOLDER ?=
 
-.PHONY: help setup chapter3 lab test test-fast check format calibration clean
+.PHONY: help setup chapter3 lab test test-fast check format calibration bench-views clean
 
 help:  ## this list
 	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
@@ -58,6 +59,9 @@ format: $(if $(READY),.venv/ready-test)  ## format and lint, mending what can be
 
 calibration: $(READY)  ## measure how hard the embedded world is (half an hour)
 	$(PYTHON) -m tests.benchmarks.calibration
+
+bench-views: $(READY)  ## time our views against torchvision's, a minute (FOLDER=, of images; else scenes)
+	$(PYTHON) -m tests.benchmarks.views $(if $(FOLDER),--folder "$(FOLDER)")
 
 clean:  ## remove the virtual environment; runs and data stay
 	$(SYSTEM_PYTHON) -c "import shutil; shutil.rmtree('.venv', ignore_errors=True)"

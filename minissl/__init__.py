@@ -4,7 +4,8 @@ To read it in order:
 
     method      what a method promises, and Tokens, the one type that passes between all parts
     vit         image -> Tokens
-    views       a batch of images -> other looks at them, on the device
+    augment     operations on a batch of images, each image with its own draw, on the device
+    views       the papers' recipes: a batch of images -> other looks at them
     teacher     a moving average of a network, and schedules of progress
     methods/    one file per paper: its losses as functions, and a class that feeds them
     train       the loop

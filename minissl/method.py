@@ -17,7 +17,7 @@ from minissl.errors import InputError
 
 
 class Tokens(NamedTuple):
-    """What every encoder makes of images (B, 3, H, W), float, normalised by `views.normalize`."""
+    """What every encoder makes of images (B, 3, H, W), float, normalised by `augment.normalize`."""
 
     cls: Tensor  # (B, D)        one vector for the image
     patches: Tensor  # (B, h, w, D)  one vector per patch, on its grid

@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from minissl import checkpoint, pretrained, train
+from minissl.augment import normalize
 from minissl.data.sources import Images, load
 from minissl.errors import InputError
 from minissl.evaluate import attention_iou, extract, knn, linear_probe, rank_me
 from minissl.machine import Plan, choose_device, choose_precision
 from minissl.method import find
 from minissl.record import read_log
-from minissl.views import normalize
 from minissl.vit import vit
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from minissl import evaluate
-from minissl.views import normalize
+from minissl.augment import normalize
 from tests.golden import tiny_vit
 
 

@@ -1,117 +1,86 @@
-"""Views equal torchvision's operations given the same parameters, and are drawn as the papers say.
+"""The recipes are the papers': how often and how far each operation comes, and what stays true of every batch."""
 
-What differs from torchvision: Gaussian blur has no cut-off and repeats the border pixel, so only the interior is
-compared; the crop's resize is compared with antialiasing on.
-"""
-
-import math
 import random
+from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
-import torchvision.transforms.v2.functional as tv
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from minissl import views
+from minissl import augment, views
+from minissl.errors import InputError
+from minissl.visualize import views_figure
+from tests.benchmarks import views as benchmark
+
+DINO = partial(views.multi_crop, size=16, local_size=8, local_crops=2, global_scale=(0.4, 1.0), local_scale=(0.05, 0.4))
+RECIPES = {"dino": DINO, "simclr": partial(views.simclr, size=16), "simclr_cifar": partial(views.simclr_cifar, size=16)}
 
 
 @pytest.fixture
-def images():
+def stored():
     torch.manual_seed(0)
-    smooth = torch.nn.functional.interpolate(torch.rand(4, 3, 9, 9), size=(40, 48), mode="bicubic").clamp(0, 1)
-    return (0.8 * smooth + 0.2 * torch.rand(4, 3, 40, 48)).clamp(0, 1)
+    random.seed(0)
+    return torch.randint(0, 256, (4, 3, 40, 48), dtype=torch.uint8)
 
 
-def column(*values):
-    return torch.tensor(values, dtype=torch.float32).view(-1, 1, 1, 1)
+@pytest.fixture
+def calls(monkeypatch):
+    """Every operation a recipe asks for, as (name, arguments after the images), in order."""
+    found = []
+
+    def listen(name):
+        true = getattr(views, name)
+
+        def operation(images, *args, **kwargs):
+            found.append((name, args, kwargs))
+            return true(images, *args, **kwargs)
+
+        monkeypatch.setattr(views, name, operation)
+
+    for name in ("random_resized_crop", "flip", "color_jitter", "random_grey", "random_blur", "solarize", "normalize"):
+        listen(name)
+    return found
 
 
-@pytest.mark.parametrize("size", [8, 16, 32, 64])
-def test_crop_and_resize_equal_torchvision(images, size):
-    top, left, height, width = ([0, 3, 10, 5], [0, 8, 2, 30], [40, 20, 9, 32], [48, 16, 41, 10])
-    ours = views.crop_resize(images, *(torch.tensor(t, dtype=torch.float32) for t in (top, left, height, width)), size)
-    for i in range(4):
-        box = images[i, :, top[i] : top[i] + height[i], left[i] : left[i] + width[i]]
-        theirs = tv.resize(box, [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True).clamp(0, 1)
-        torch.testing.assert_close(ours[i], theirs, rtol=0, atol=1e-3)
+def crop(size, scale, jitter, blur, solar, reach):
+    """What is asked for to make one kind of crop, in the papers' order; flip at 0.5, jitter at 0.8, grey at 0.2."""
+    return [
+        ("random_resized_crop", (size, scale), {}),
+        *(("flip", (), {}), ("color_jitter", jitter, {}), ("random_grey", (), {})),
+        *(("random_blur", (blur,), {"high": reach}), ("solarize", (solar,), {}), ("normalize", (), {})),
+    ]
 
 
-@pytest.mark.parametrize(
-    ("ours", "theirs", "factor"),
-    [
-        (views.adjust_brightness, tv.adjust_brightness, 1.4),
-        (views.adjust_brightness, tv.adjust_brightness, 0.6),
-        (views.adjust_contrast, tv.adjust_contrast, 1.4),
-        (views.adjust_contrast, tv.adjust_contrast, 0.6),
-        (views.adjust_saturation, tv.adjust_saturation, 1.8),
-        (views.adjust_saturation, tv.adjust_saturation, 0.2),
-        (views.adjust_hue, tv.adjust_hue, 0.1),
-        (views.adjust_hue, tv.adjust_hue, -0.37),
-    ],
-)
-def test_colour_operations_equal_torchvision(images, ours, theirs, factor):
-    torch.testing.assert_close(ours(images, column(*[factor] * 4)), theirs(images, factor), rtol=0, atol=1e-3)
+@pytest.mark.parametrize(("blur", "options"), [((1.0, 0.1, 0.5), {}), ((0.0, 0.9, 0.5), {"blur": (0.0, 0.9, 0.5)})])
+def test_multi_crop_is_the_papers(stored, calls, blur, options):
+    """DINO's, and with its option what DINOv2's published code does."""
+    jitter, whole, part = (0.4, 0.4, 0.2, 0.1), (0.4, 1.0), (0.05, 0.4)
+    views.multi_crop(stored, 224, 96, 8, whole, part, **options)
+    first, second = crop(224, whole, jitter, blur[0], 0.0, 2.0), crop(224, whole, jitter, blur[1], 0.2, 2.0)
+    assert calls == first + second + crop(96, part, jitter, blur[2], 0.0, 2.0)
 
 
-def test_each_image_has_its_own_amount(images):
-    together = views.adjust_hue(images, column(0.1, -0.2, 0.0, 0.4))
-    for i, turn in enumerate((0.1, -0.2, 0.0, 0.4)):
-        torch.testing.assert_close(together[i], tv.adjust_hue(images[i], turn), rtol=0, atol=1e-3)
+def test_simclr_is_the_papers(stored, calls):
+    views.simclr(stored, 224)
+    assert calls == 2 * crop(224, (0.08, 1.0), (0.8, 0.8, 0.8, 0.2), 0.5, 0.0, 2.0)
 
 
-def test_grey_flip_solarise_and_normalise_equal_torchvision(images):
-    torch.testing.assert_close(views.grey(images), tv.rgb_to_grayscale(images), rtol=0, atol=1e-5)
-    torch.testing.assert_close(views.flip(images, p=1.0), tv.horizontal_flip(images))
-    torch.testing.assert_close(views.solarize(images, p=1.0), tv.solarize(images, 0.5))
-    expected = tv.normalize(images, list(views.MEAN), list(views.STD))
-    torch.testing.assert_close(views.normalize(images), expected, rtol=1e-5, atol=1e-5)
+def test_simclr_for_cifar_has_half_the_jitter_and_no_blur(stored, calls):
+    views.simclr_cifar(stored)
+    assert calls == 2 * crop(32, (0.08, 1.0), (0.4, 0.4, 0.4, 0.1), 0.0, 0.0, 2.0 * 32 / 224)
 
 
-def test_normalise_takes_stored_images():
-    stored = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
-    torch.testing.assert_close(views.normalize(stored), views.normalize(stored.float() / 255))
-
-
-def test_blur_equals_torchvision_inside(images):
-    ours = views.gaussian_blur(images, torch.tensor([0.5, 1.0, 1.5, 2.0]))
-    for i, sigma in enumerate((0.5, 1.0, 1.5, 2.0)):
-        theirs = tv.gaussian_blur(images[i], [25, 25], [sigma, sigma])
-        torch.testing.assert_close(ours[i, :, 12:-12, 12:-12], theirs[:, 12:-12, 12:-12], rtol=0, atol=1e-3)
-
-
-def test_blur_keeps_the_brightness_up_to_the_border(images):
-    flat = torch.full_like(images, 0.3)
-    torch.testing.assert_close(views.gaussian_blur(flat, torch.full((4,), 2.0)), flat)
-
-
-def test_crops_cover_the_stated_areas_and_shapes():
+def test_the_probabilities_that_recipes_leave_to_the_operations_are_the_papers(stored):
+    """In the views themselves: grey 0.2, and half are flipped."""
     torch.manual_seed(0)
-    n = 4000
-    top, left, h, w = views.draw_crops(n, 100, 100, (0.4, 1.0), torch.empty(0))
-    area, aspect = h * w / 1e4, w / h
-    assert 0.38 < area.min() < 0.45
-    assert area.max() <= 1
-    assert aspect.min() > 0.72
-    assert aspect.max() < 1.38
-    assert aspect.log().mean().abs() < 0.02  # as often wide as tall
-    assert (top >= 0).all()
-    assert (left >= 0).all()
-    assert (top + h <= 100).all()
-    assert (left + w <= 100).all()
-    small = views.draw_crops(n, 1000, 1000, (0.05, 0.25), torch.empty(0))
-    shares = (small[2] * small[3] / 1e6).sort().values  # always fits, so the area is uniform
-    uniform = torch.linspace(0.05, 0.25, n)
-    assert (shares - uniform).abs().max() < 1.63 / math.sqrt(n)  # Kolmogorov-Smirnov, 1 %, on a range of 0.2
-
-
-def test_flips_and_greys_come_as_often_as_stated(images):
-    torch.manual_seed(0)
-    many = images[:1].expand(3000, -1, -1, -1)[..., :8, :8]
-    assert (views.flip(many) != many).flatten(1).any(1).float().mean().item() == pytest.approx(0.5, abs=0.03)
-    grey = views.random_grey(many, 0.2)
-    assert (grey[:, 0] == grey[:, 1]).flatten(1).all(1).float().mean().item() == pytest.approx(0.2, abs=0.03)
-    jittered = views.color_jitter(many, 0.4, 0.4, 0.2, 0.1)
-    assert (jittered != many).flatten(1).any(1).float().mean().item() == pytest.approx(0.8, abs=0.03)
-    assert len(jittered[:, 0, 0, 0].unique()) > 2000  # everyone its own
+    ramp = torch.linspace(40, 200, 32).to(torch.uint8).expand(3000, 3, 32, 32).clone()  # brighter to the right
+    ramp[:, 0] += 40
+    found = augment.denormalize(views.simclr_cifar(ramp, 8))
+    grey = ((found[:, 0] - found[:, 2]).abs() < 1e-3).flatten(1).all(1).float().mean()
+    flipped = (found[..., 0].mean((1, 2)) > found[..., -1].mean((1, 2))).float().mean()
+    assert grey.item() == pytest.approx(0.2, abs=0.02)
+    assert flipped.item() == pytest.approx(0.5, abs=0.02)
 
 
 def test_multi_crop_is_stored_crop_by_crop():
@@ -126,33 +95,100 @@ def test_multi_crop_is_stored_crop_by_crop():
         assert crop[0].mean() < crop[1].mean()
 
 
+def test_simclr_is_stored_view_by_view():
+    torch.manual_seed(0)
+    dark_and_bright = torch.stack([torch.zeros(3, 32, 32), torch.full((3, 32, 32), 255)]).to(torch.uint8)
+    found = views.simclr(dark_and_bright, 16)
+    assert found.shape == (4, 3, 16, 16)
+    for view in found.unflatten(0, (2, 2)):
+        assert view[0].mean() < view[1].mean()
+
+
 def test_no_local_crops_is_an_empty_batch():
     large, small = views.multi_crop(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), 16, 8, 0, (0.4, 1), (0.05, 0.4))
     assert large.shape == (4, 3, 16, 16)
     assert small.shape == (0, 3, 8, 8)
 
 
-def test_a_seed_brings_the_views_back_and_leaves_the_images():
-    images = torch.randint(0, 256, (3, 3, 24, 24), dtype=torch.uint8)
-    kept, drawn = images.clone(), []
-    for _ in range(2):
-        torch.manual_seed(7)
-        random.seed(7)
-        drawn.append(views.multi_crop(images, 16, 8, 2, (0.4, 1.0), (0.05, 0.4)))
-    assert torch.equal(drawn[0][0], drawn[1][0])
-    assert torch.equal(drawn[0][1], drawn[1][1])
-    assert torch.equal(images, kept)
+def in_one(found):
+    """All pixels of a recipe's views, whether it gives one tensor or two."""
+    return torch.cat([x.flatten() for x in found]) if isinstance(found, tuple) else found.flatten()
 
 
-def test_views_are_as_exact_under_autocast(images):
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_a_seed_brings_the_views_back_and_leaves_the_images(stored, recipe):
+    kept, drawn = stored.clone(), []
+    for seed in (7, 7, 8):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        drawn.append(in_one(recipe(stored)))
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(stored, kept)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_the_same_image_twice_gets_two_draws(stored, recipe):
+    found = recipe(stored[:1].expand(6, -1, -1, -1))
+    for group in found if isinstance(found, tuple) else [found]:
+        assert len(group.flatten(1).unique(dim=0)) == len(group)
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_views_are_drawn_on_the_gpu_the_images_are_on(recipe):
+    """On a fake one, where mixing devices or reading a number back fails."""
+    there = patch("torch.cuda.amp.common.amp_definitely_not_available", bool)  # else autocast warns
+    with FakeTensorMode(), there:
+        found = recipe(torch.zeros(4, 3, 40, 48, dtype=torch.uint8, device="cuda"))
+        assert {x.device.type for x in (found if isinstance(found, tuple) else [found])} == {"cuda"}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_views_are_as_exact_under_autocast(stored, recipe):
     """bf16 keeps 8 bits of a pixel; the crop, the blur and their callers must not be multiplied in it."""
-    pixels = (images * 255).to(torch.uint8)
     found = []
     for on in (False, True):
         torch.manual_seed(0)
         random.seed(0)
         with torch.autocast("cpu", torch.bfloat16, enabled=on):
-            found.append(views.multi_crop(pixels, 16, 8, 2, (0.4, 1.0), (0.05, 0.4)))
-    for exact, cast in zip(*found):
-        assert cast.dtype == torch.float32
-        assert torch.equal(exact, cast)
+            found.append(in_one(recipe(stored)))
+    assert found[1].dtype == torch.float32
+    assert torch.equal(*found)
+
+
+def test_the_figure_has_a_row_for_each_image_and_a_column_for_each_view(stored):
+    figure = views_figure(stored, *DINO(stored), views.simclr(stored, 24), title="looks")
+    assert len(figure.axes) == 4 * (1 + 2 + 2 + 2)
+    assert [axis.get_title() for axis in figure.axes[:7]] == ["image", *["16 px"] * 2, *["8 px"] * 2, *["24 px"] * 2]
+    assert figure.get_suptitle() == "looks"
+
+
+def test_the_figure_shows_the_view_as_it_was_before_it_was_normalised(stored):
+    figure = views_figure(stored, augment.normalize(stored))
+    for image, view in zip(figure.axes[::2], figure.axes[1::2]):
+        shown, as_stored = view.images[0].get_array(), image.images[0].get_array()
+        assert abs(shown - as_stored / 255).max() < 1e-5
+
+
+def test_the_figure_takes_no_local_crops_but_no_half_a_view(stored):
+    assert len(views_figure(stored, *DINO(stored, local_crops=0)).axes) == 4 * 3
+    with pytest.raises(InputError, match="7 views of 4 images"):
+        views_figure(stored, torch.zeros(7, 3, 8, 8))
+
+
+def test_the_benchmark_runs(stored):
+    fast, slow = benchmark.compare(stored, slices=2)
+    assert fast.shape == slow.shape == (2,)
+    assert (fast > 0).all()
+    assert (slow > 0).all()
+
+
+def test_the_benchmark_compares_the_same_views(stored):
+    """The two pipelines agree in the mean and deviation of what they make, over many draws."""
+    torch.manual_seed(0)
+    pictures = [benchmark.to_pil_image(image) for image in stored]
+    one = benchmark.recipe(32, (0.4, 1.0), 1.0, 0.0)
+    theirs = torch.stack([one(picture) for picture in pictures for _ in range(60)])
+    ours = views.multi_crop(stored.repeat(60, 1, 1, 1), 32, 16, 0, (0.4, 1.0), (0.05, 0.4))[0][:240]
+    assert ours.mean() == pytest.approx(theirs.mean().item(), abs=0.08)
+    assert ours.std() == pytest.approx(theirs.std().item(), rel=0.08)

@@ -2,6 +2,7 @@
 
 from minissl.evaluate.attention import attention_iou, mass_mask
 from minissl.evaluate.classify import knn, linear_probe
+from minissl.evaluate.destroy import what_survives
 from minissl.evaluate.features import extract, rank_me
 
-__all__ = ["attention_iou", "extract", "knn", "linear_probe", "mass_mask", "rank_me"]
+__all__ = ["attention_iou", "extract", "knn", "linear_probe", "mass_mask", "rank_me", "what_survives"]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minissl.views import normalize
+from minissl.augment import normalize
 
 
 @torch.no_grad()

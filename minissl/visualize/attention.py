@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from minissl.augment import normalize
 from minissl.evaluate.attention import mass_mask
-from minissl.views import normalize
 from minissl.visualize.grid import enlarge, picture_grid
 
 

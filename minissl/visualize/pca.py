@@ -8,8 +8,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from minissl.augment import normalize
 from minissl.method import Tokens
-from minissl.views import normalize
 from minissl.visualize.grid import enlarge, picture_grid
 
 

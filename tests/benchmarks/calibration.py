@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minissl.augment import flip, normalize, random_resized_crop
 from minissl.convnet import SmallCNN
 from minissl.data.scenes import FACTORS, Scenes
 from minissl.evaluate import extract, knn
 from minissl.train import TrainConfig, batches, make_optimizer, seed_step, set_schedules
-from minissl.views import flip, normalize, random_resized_crop
 from minissl.vit import vit
 
 SIZE = 32  # pixels the encoders see, as in the course
