@@ -17,10 +17,9 @@ import torch
 from torch import nn
 
 from minissl import checkpoint, pretrained, train
-from minissl.augment import normalize
 from minissl.data.sources import Images, load
 from minissl.errors import InputError
-from minissl.evaluate import attention_iou, extract, knn, linear_probe, rank_me
+from minissl.evaluate import attention_iou, attention_share, extract, fine_attention, knn, linear_probe, rank_me
 from minissl.machine import Plan, choose_device, choose_precision
 from minissl.method import find
 from minissl.record import read_log
@@ -157,9 +156,11 @@ def score(encoder: nn.Module, train_set: Images, test_set: Images, size: int) ->
             found = predict(features, train_set.labels, tests)
             metrics[name] = float((found == test_set.labels).float().mean())
     if test_set.masks is not None:
-        maps = encoder.attention(normalize(test_set.images[:500]))
-        overlap = attention_iou(maps, test_set.masks[:500].to(maps.device))
-        metrics["attention_iou"] = float(overlap.mean(dim=0).max())  # of the best head
+        maps = fine_attention(encoder, test_set.images[:500], size)
+        masks = test_set.masks[:500].to(maps.device)
+        metrics["attention_iou"] = float(attention_iou(maps.mean(dim=1, keepdim=True), masks).mean())
+        metrics["attention_share"] = float(attention_share(maps, masks).mean(dim=0).max())  # of the best head
+        metrics["object_share"] = float((masks > 0).float().mean())  # what attention spread evenly would have
     return metrics
 
 
@@ -208,7 +209,7 @@ def show(out: Path, test: Images | None = None) -> None:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     look = run.size * 2  # twice the crop: a finer map, and still a size the positions stretch to
     figures = {
-        "attention": attention_figure(encoder, images[:8], look),
+        "attention": attention_figure(encoder, images[:8], run.size),
         "pca": pca_figure(encoder, images[:16], look),
         "curves": curves_figure(read_log(out / "log.jsonl"), run.options.get("prototypes"), metrics.get("random_knn")),
         "collapse": collapse_figure(*(extract(e, images[:2000], run.size) for e in (encoder, untrained))),

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from minissl.errors import InputError
 from minissl.method import Tokens
 
-#        width, depth, heads; nano is ours, the others are DINO's and DINOv2's
+#        width, depth, heads; nano is ours, of one block: after a second one the patches have told each other what they
+#        show, and the class token may look anywhere for it; the others are DINO's and DINOv2's
 SIZES = {
-    "nano": (128, 2, 4),
+    "nano": (128, 1, 4),
     "tiny": (192, 12, 3),
     "small": (384, 12, 6),
     "base": (768, 12, 12),

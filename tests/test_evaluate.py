@@ -84,3 +84,45 @@ def test_extract_is_the_encoder_in_evaluation_mode_and_gives_the_mode_back():
 def test_extract_brings_images_to_a_size():
     images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
     assert evaluate.extract(tiny_vit(), images, size=16).shape == (2, 32)
+
+
+def test_the_share_of_attention_on_the_object():
+    masks = torch.zeros(1, 8, 8, dtype=torch.uint8)
+    masks[:, :, :4] = 3
+    on, even = torch.zeros(4, 4), torch.ones(4, 4)
+    on[:, 0] = 2.0
+    share = evaluate.attention_share(torch.stack([on, even])[None], masks)
+    torch.testing.assert_close(share, torch.tensor([[1.0, 0.5]]))
+
+
+class Bright:
+    """An encoder that attends to the brightest of 4 x 4-pixel patches."""
+
+    def attention(self, images):
+        return torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 4).sub(-2.2).pow(8)
+
+
+def test_fine_attention_finds_a_spot_between_patches():
+    images = torch.zeros(1, 3, 16, 16, dtype=torch.uint8)
+    images[:, :, 6:10, 6:10] = 255  # over the corners of four patches
+    maps = evaluate.fine_attention(Bright(), images, 16, stride=1)
+    assert maps.shape == (1, 1, 16, 16)
+    assert maps.sum().item() == pytest.approx(1)
+    row, column = divmod(int(maps.argmax()), 16)
+    assert 6 <= row < 10
+    assert 6 <= column < 10
+    center = (maps[0, 0].sum(0) * (torch.arange(16) + 0.5)).sum()
+    assert center.item() == pytest.approx(8, abs=0.6)
+
+
+class Even:
+    """An encoder that looks everywhere, on a grid of 4 x 4."""
+
+    def attention(self, images):
+        return torch.ones(len(images), 1, 4, 4)
+
+
+def test_fine_attention_that_is_even_stays_even_where_all_copies_reach():
+    maps = evaluate.fine_attention(Even(), torch.zeros(2, 3, 16, 16, dtype=torch.uint8), 16)
+    assert maps[:, :, 2:14, 2:14].std() < 1e-6
+    assert maps.sum((-2, -1)).flatten().tolist() == pytest.approx([1, 1])

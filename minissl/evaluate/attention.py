@@ -6,7 +6,38 @@ against the true mask. Shapes: B images, an attention map (h, w) per head, masks
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from minissl.augment import normalize
+
+
+@torch.no_grad()
+def fine_attention(encoder: nn.Module, images: Tensor, size: int, stride: int = 2) -> Tensor:
+    """Attention finer than the patches: the mean over copies of the images moved by parts of a patch.
+
+    A small encoder has few patches, and more of them would show it objects at a size it was not trained on.
+
+    Args:
+        encoder: with `attention(images) -> (B, heads, h, w)`.
+        images: (B, 3, H, W) uint8.
+        size: pixels a side the encoder sees, as in its training.
+        stride: pixels between two copies.
+
+    Returns:
+        (B, heads, size, size); each map sums to 1.
+    """
+    images = F.interpolate(images.float() / 255, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    patch = size // encoder.attention(normalize(images[:1])).shape[-1]
+    before = patch // 2  # pixels the border is repeated to each side, so that a copy can be moved
+    padded, total = F.pad(images, (before,) * 4, mode="replicate"), 0
+    for down in range(0, patch, stride):
+        for right in range(0, patch, stride):
+            maps = encoder.attention(normalize(padded[:, :, down : down + size, right : right + size]))
+            maps = maps.repeat_interleave(patch, -2).repeat_interleave(patch, -1)  # (B, heads, size, size)
+            rest = 2 * before
+            total = total + F.pad(maps, (right, rest - right, down, rest - down))
+    total = total[:, :, before : before + size, before : before + size]
+    return total / total.sum((-2, -1), keepdim=True)
 
 
 def mass_mask(attention: Tensor, mass: float = 0.6) -> Tensor:
@@ -32,3 +63,14 @@ def attention_iou(attention: Tensor, masks: Tensor, mass: float = 0.6) -> Tensor
     found = F.interpolate(mass_mask(attention, mass).float(), size=masks.shape[-2:], mode="nearest") > 0.5
     both, either = (found & truth).sum((-2, -1)), (found | truth).sum((-2, -1))
     return both / either.clamp_min(1)
+
+
+def attention_share(attention: Tensor, masks: Tensor) -> Tensor:
+    """How much of each head's attention is on the object, (B, heads); by chance, the object's share of the image.
+
+    Args:
+        attention: (B, heads, h, w).
+        masks: (B, H, W), not 0 where the object is; averaged down to (h, w).
+    """
+    share = F.adaptive_avg_pool2d((masks > 0).float()[:, None], attention.shape[-2:])  # (B, 1, h, w)
+    return (attention * share).sum((-2, -1)) / attention.sum((-2, -1))

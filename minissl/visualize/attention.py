@@ -7,8 +7,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from minissl.augment import normalize
-from minissl.evaluate.attention import mass_mask
+from minissl.evaluate.attention import fine_attention, mass_mask
 from minissl.visualize.grid import enlarge, picture_grid
 
 
@@ -18,13 +17,13 @@ def attention_figure(encoder: nn.Module, images: Tensor, size: int, mass: float 
     Args:
         encoder: with `attention(images) -> (B, heads, h, w)`.
         images: (B, 3, H, W) uint8.
-        size: pixels a side the encoder sees them at; a multiple of its patch.
+        size: pixels a side the encoder sees them at, as in its training.
         mass: share of the attention that is kept in the last column.
     """
-    pictures = enlarge(images, size)
-    maps = encoder.attention(normalize(pictures))  # (B, heads, h, w)
-    mean = (maps / maps.sum((-2, -1), keepdim=True)).mean(dim=1)  # (B, h, w)
-    seen = F.interpolate(mass_mask(mean, mass).float()[:, None], size=(size, size), mode="nearest")
+    pictures = enlarge(images, 2 * size)
+    maps = fine_attention(encoder, images, size)  # (B, heads, size, size)
+    mean = maps.mean(dim=1)  # (B, size, size)
+    seen = F.interpolate(mass_mask(mean, mass).float()[:, None], scale_factor=2, mode="nearest")
     columns = [("image", pictures)]
     columns += [(f"head {i + 1}", maps[:, i]) for i in range(maps.shape[1])]
     columns += [("mean", mean), (f"{mass:.0%} of it", pictures * (0.2 + 0.8 * seen))]
