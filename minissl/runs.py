@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from minissl import checkpoint, pretrained, train
-from minissl.data.sources import Images, load
+from minissl.data import Images, load
 from minissl.errors import InputError
 from minissl.evaluate import attention_iou, attention_share, extract, fine_attention, knn, linear_probe, rank_me
 from minissl.machine import Plan, choose_device, choose_precision
@@ -113,9 +113,10 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     plan = read(out)[1] if (out / "config.json").exists() else train.plan(method, resident, config)
     print(f"{len(data)} images of {run.data}; {plan}.", flush=True)
     checkpoint.write_json(out / "config.json", {"run": asdict(run), "plan": asdict(plan)})
+    few, fewer = resident.some(4000), test.some(1000).to(device)
     train.fit(
         method, resident, config, plan.steps, out,
-        watch=lambda encoder: watch(encoder, resident, test.to(device), run.size),
+        watch=lambda encoder: watch(encoder, few, fewer, run.size),
         export=lambda encoder: pretrained.save(encoder, run.encoder, out / "encoder.safetensors"),
     )  # fmt: skip
     metrics = measure(out, data=(data, test), device=device)
@@ -138,13 +139,12 @@ def check_data(run: Run, data: Images) -> None:
 
 
 def watch(encoder: nn.Module, train_set: Images, test_set: Images, size: int) -> dict[str, float]:
-    """A quick look while training: k-NN on a part of the data, or RankMe where there are no labels."""
-    few, fewer = train_set.images[:4000], test_set.images[:1000]
-    features = extract(encoder, few, size)
+    """A look while training: k-NN, or RankMe where there are no labels."""
+    features = extract(encoder, train_set.images, size)
     if train_set.labels is None or test_set.labels is None:
         return {"rank_me": rank_me(features)}
-    found = knn(features, train_set.labels[:4000], extract(encoder, fewer, size))
-    return {"knn": float((found == test_set.labels[:1000]).float().mean())}
+    found = knn(features, train_set.labels, extract(encoder, test_set.images, size))
+    return {"knn": float((found == test_set.labels).float().mean())}
 
 
 def score(encoder: nn.Module, train_set: Images, test_set: Images, size: int) -> dict[str, float]:
@@ -156,8 +156,9 @@ def score(encoder: nn.Module, train_set: Images, test_set: Images, size: int) ->
             found = predict(features, train_set.labels, tests)
             metrics[name] = float((found == test_set.labels).float().mean())
     if test_set.masks is not None:
-        maps = fine_attention(encoder, test_set.images[:500], size)
-        masks = test_set.masks[:500].to(maps.device)
+        seen = test_set.some(500)
+        maps = fine_attention(encoder, seen.images, size)
+        masks = seen.masks.to(maps.device)
         metrics["attention_iou"] = float(attention_iou(maps.mean(dim=1, keepdim=True), masks).mean())
         metrics["attention_share"] = float(attention_share(maps, masks).mean(dim=0).max())  # of the best head
         metrics["object_share"] = float((masks > 0).float().mean())  # what attention spread evenly would have
@@ -180,7 +181,7 @@ def measure(
     device = choose_device() if device is None else device
     trained = pretrained.load(out).to(device)
     parts = data or (run.images("train"), run.images("test"))
-    parts = [part.first(n).to(device) for part, n in zip(parts, (20_000, 5_000))]
+    parts = [part.some(n).to(device) for part, n in zip(parts, (20_000, 5_000))]
     ours, theirs = score(trained, *parts, run.size), score(_untrained(run).to(device), *parts, run.size)
     metrics = {"data": run.data, "train_images": len(parts[0]), "test_images": len(parts[1]), **ours}
     metrics |= {f"random_{name}": value for name, value in theirs.items()}
@@ -203,16 +204,16 @@ def show(out: Path, test: Images | None = None) -> None:
 
     run, _ = read(out)
     encoder, untrained = pretrained.load(out), _untrained(run)
-    images = (test or run.images("test")).images
+    images = (test or run.images("test")).some(2000).images
     path, metrics = out / "metrics.json", {}
     if path.exists():
         metrics = json.loads(path.read_text(encoding="utf-8"))
     look = run.size * 2  # twice the crop: a finer map, and still a size the positions stretch to
     figures = {
-        "attention": attention_figure(encoder, images[:8], run.size),
-        "pca": pca_figure(encoder, images[:16], look),
+        "attention": attention_figure(encoder, images[:: max(len(images) // 8, 1)][:8], run.size),
+        "pca": pca_figure(encoder, images[:: max(len(images) // 16, 1)][:16], look),
         "curves": curves_figure(read_log(out / "log.jsonl"), run.options.get("prototypes"), metrics.get("random_knn")),
-        "collapse": collapse_figure(*(extract(e, images[:2000], run.size) for e in (encoder, untrained))),
+        "collapse": collapse_figure(*(extract(e, images, run.size) for e in (encoder, untrained))),
     }
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=130)
