@@ -1,13 +1,13 @@
-"""Downloads are whole or not there: cut, resumed, checked, unpacked in one step; and their formats are read."""
+"""Real data sets are whole or not there: cut, resumed, checked, unpacked in one move, and read from their formats."""
 
 import hashlib
 import http.server
 import io
-import pickle
 import socket
+import struct
 import tarfile
 import threading
-from unittest.mock import patch
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,10 +16,13 @@ import torchvision
 from PIL import Image
 
 from minissl.data import downloads
-from minissl.data.downloads import Archive, fetch, load_cifar10, load_imagenette, load_pets, load_stl10, obtain, unpack
-from minissl.data.sources import NAMES, load
+from minissl.data.downloads import cifar10, imagenette, pets, stl10, stl10_unlabelled
+from minissl.data.fetch import Archive, choose, fetch, unpack
+from minissl.data.sources import load
 from minissl.errors import InputError
-from tests.folders import picture
+from tests.folders import class_folders, picture
+
+NOWHERE = "http://127.0.0.1:9/set.tar.gz"  # nobody listens on this port
 
 
 def md5(content):
@@ -40,20 +43,22 @@ def packed(files):
 CONTENT = packed({"set/a.txt": b"hello" * 1000, "set/b/c.bin": np.random.default_rng(0).bytes(5000)})
 
 
-class Server(http.server.BaseHTTPRequestHandler):
-    """Serves CONTENT; knows ranges; may cut an answer short."""
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves `content`, at most `most` bytes an answer; `ranges` says whether it can go on."""
 
-    cut, asked = None, []
+    content, most, ranges, asked = CONTENT, 10**9, True, []
 
     def do_GET(self):
-        wanted = self.headers.get("Range")
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+        start = int(self.headers.get("Range", "bytes=0-")[6:-1]) * self.ranges
         self.asked.append(start)
-        body = CONTENT[start:]
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(body)))
+        if start >= len(self.content):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
+        self.send_header("Content-Length", str(len(self.content) - start))
         self.end_headers()
-        self.wfile.write(body if self.cut is None else body[: self.cut])
+        self.wfile.write(self.content[start : start + self.most])
 
     def log_message(self, *args):
         pass
@@ -61,201 +66,340 @@ class Server(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    Server.cut, Server.asked = None, []
-    with http.server.HTTPServer(("127.0.0.1", 0), Server) as running:
-        thread = threading.Thread(target=running.serve_forever)
+    kind = type("Serving", (Handler,), {"asked": []})
+    with http.server.HTTPServer(("127.0.0.1", 0), kind) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        yield f"http://127.0.0.1:{running.server_port}/set.tar.gz"
+        kind.archive = Archive(f"http://127.0.0.1:{running.server_port}/set.tar.gz", len(CONTENT), md5(CONTENT), "set")
+        yield kind
         running.shutdown()
         thread.join()
 
 
-def archive(url, content=CONTENT):
-    return Archive(url, len(content), md5(content), "set")
+def names_in(root):
+    return sorted(str(p.relative_to(root)) for p in root.rglob("*"))
 
 
-def files_in(root):
-    return sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file())
+def said(call, *arguments, **options):
+    """The one sentence with which a call is refused."""
+    with pytest.raises(InputError) as error:
+        call(*arguments, **options)
+    assert "\n" not in str(error.value)
+    return str(error.value)
 
 
-def test_a_set_is_fetched_checked_and_unpacked_once(server, tmp_path):
-    with patch.dict(downloads.ARCHIVES, {"some": (archive(server),)}):
-        obtain("some", tmp_path)
-        obtain("some", tmp_path)
-    assert files_in(tmp_path) == ["set.tar.gz", "set/a.txt", "set/b/c.bin"]
-    assert len(Server.asked) == 1
+def test_an_archive_is_fetched_checked_and_unpacked_once(server, tmp_path):
+    for _ in range(2):
+        assert fetch(server.archive, tmp_path) == tmp_path / "set"
+    assert names_in(tmp_path) == ["set", "set.tar.gz", "set/a.txt", "set/b", "set/b/c.bin"]
+    assert server.asked == [0]
 
 
-def test_a_cut_download_says_so_and_goes_on_where_it_stopped(server, tmp_path):
-    Server.cut = 1000
-    with pytest.raises(InputError, match=r"cut at 1,000 of|could not be fetched"):
-        fetch(archive(server), tmp_path)
-    assert files_in(tmp_path) == ["set.tar.gz.partial"]
-    Server.cut = None
-    fetch(archive(server), tmp_path)
-    assert Server.asked == [0, 1000]
+def test_a_download_that_is_cut_goes_on(server, tmp_path):
+    server.most = len(CONTENT) // 3 + 1
+    fetch(server.archive, tmp_path)
+    assert server.asked == [0, server.most, 2 * server.most]
+
+
+def test_a_download_that_was_killed_goes_on_in_the_next_run(server, tmp_path):
+    (tmp_path / "set.tar.gz.partial").write_bytes(CONTENT[:1000])
+    fetch(server.archive, tmp_path)
+    assert server.asked == [1000]
+
+
+def test_a_server_that_cannot_go_on_is_asked_for_all(server, tmp_path):
+    server.ranges = False
+    (tmp_path / "set.tar.gz.partial").write_bytes(CONTENT[:1000])
+    fetch(server.archive, tmp_path)
     assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
 
 
-def test_a_wrong_checksum_is_said_and_nothing_is_unpacked(server, tmp_path):
-    wrong = archive(server)._replace(md5="0" * 32)
-    with pytest.raises(InputError, match=r"checksum .* and not 0000"):
-        fetch(wrong, tmp_path)
-    assert files_in(tmp_path) == []
+def test_a_file_that_stays_short_is_said_and_kept_to_go_on(server, tmp_path):
+    server.content = CONTENT[:2000]
+    sentence = said(fetch, server.archive, tmp_path)
+    assert f"stopped at 2,000 of {len(CONTENT):,} bytes" in sentence
+    assert names_in(tmp_path) == ["set.tar.gz.partial"]
+
+
+@pytest.mark.parametrize("content", [bytes(len(CONTENT)), CONTENT + b"more"])
+def test_another_file_is_said_and_thrown_away(server, tmp_path, content):
+    server.content = content
+    sentence = said(fetch, server.archive, tmp_path)
+    assert ("md5" if len(content) == len(CONTENT) else f"has {len(content):,} bytes") in sentence
+    assert names_in(tmp_path) == []
+
+
+def test_without_a_network_it_is_said_how_to_do_it_by_hand(tmp_path):
+    archive = Archive(NOWHERE, len(CONTENT), md5(CONTENT), "set")
+    sentence = said(fetch, archive, tmp_path)
+    for word in ("set.tar.gz", f"{len(CONTENT):,} bytes", md5(CONTENT), NOWHERE, "by hand"):
+        assert word in sentence
+    assert str(archive.file(tmp_path)) in sentence
+    archive.file(tmp_path).write_bytes(CONTENT)
+    assert (fetch(archive, tmp_path) / "a.txt").is_file()
+
+
+def test_what_is_no_web_server_is_said(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer():
+            line, _ = listener.accept()
+            with line:
+                line.recv(4096)
+                line.sendall(b"log in first\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}/set.tar.gz"
+        assert "could not be downloaded" in said(fetch, Archive(address, 9, "", "set"), tmp_path)
+        thread.join()
 
 
 def test_a_wrong_file_put_there_by_hand_is_said_and_kept(tmp_path):
-    (tmp_path / "set.tar.gz").write_bytes(b"something else")
-    with pytest.raises(InputError, match="checksum"):
-        fetch(archive("http://nowhere/set.tar.gz"), tmp_path)
-    assert files_in(tmp_path) == ["set.tar.gz"]
+    (tmp_path / "set.tar.gz").write_bytes(CONTENT[:-1] + b"x")
+    assert "has the md5" in said(fetch, Archive(NOWHERE, len(CONTENT), md5(CONTENT), "set"), tmp_path)
+    (tmp_path / "set.tar.gz").write_bytes(CONTENT[:-1])
+    assert "bytes, and set.tar.gz has" in said(fetch, Archive(NOWHERE, len(CONTENT), md5(CONTENT), "set"), tmp_path)
+    assert names_in(tmp_path) == ["set.tar.gz"]
 
 
-def test_without_a_network_the_file_its_size_its_checksum_and_its_place_are_named(tmp_path):
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}/set.tar.gz"
-        with pytest.raises(InputError) as error:
-            fetch(archive(url), tmp_path)
-    for word in ("set.tar.gz", "MB", md5(CONTENT), url, str(tmp_path), "by hand"):
-        assert word in str(error.value)
+@pytest.mark.parametrize(
+    "content", [CONTENT[:4000], packed({"other/a.txt": b""}), packed({"set/a.txt": b"", "../evil": b""}), b"no archive"]
+)
+def test_what_cannot_be_unpacked_leaves_nothing(tmp_path, content):
+    file = tmp_path / "in" / "set.tar.gz"
+    file.parent.mkdir()
+    file.write_bytes(content)
+    assert "cannot be unpacked" in said(unpack, file, file.with_name("set"))
+    assert names_in(tmp_path) == ["in", "in/set.tar.gz"]
 
 
-def test_an_archive_put_there_by_hand_needs_no_network(tmp_path):
+def test_a_stop_while_unpacking_leaves_nothing_and_a_kill_nothing_under_the_name(tmp_path, monkeypatch):
     (tmp_path / "set.tar.gz").write_bytes(CONTENT)
-    with patch.dict(downloads.ARCHIVES, {"some": (archive("http://nowhere/set.tar.gz"),)}):
-        obtain("some", tmp_path)
-    assert (tmp_path / "set" / "a.txt").exists()
+    extract, calls = tarfile.TarFile.extract, []
+
+    def stop(self, member, *arguments, **options):
+        extract(self, member, *arguments, **options)
+        raise KeyboardInterrupt
+
+    def half(self, path, **options):
+        for member in self:
+            stop(self, member, path, filter="data") if calls else extract(self, member, path, filter="data")
+            calls.append(member)
+
+    monkeypatch.setattr(tarfile.TarFile, "extractall", half)
+    with pytest.raises(KeyboardInterrupt):
+        unpack(tmp_path / "set.tar.gz", tmp_path / "set")
+    assert names_in(tmp_path) == ["set.tar.gz"]
+    monkeypatch.undo()
+    (tmp_path / "set.partial" / "set").mkdir(parents=True)  # what a kill leaves
+    (tmp_path / "set.partial" / "set" / "old.txt").touch()
+    unpack(tmp_path / "set.tar.gz", tmp_path / "set")
+    assert names_in(tmp_path) == ["set", "set.tar.gz", "set/a.txt", "set/b", "set/b/c.bin"]
 
 
-def test_unpacking_that_fails_leaves_nothing(tmp_path):
-    (tmp_path / "set.tar.gz").write_bytes(CONTENT[: len(CONTENT) // 2])
-    with pytest.raises(InputError, match="could not be unpacked"):
-        unpack(archive("http://nowhere/set.tar.gz"), tmp_path)
-    assert files_in(tmp_path) == ["set.tar.gz"]
-    assert not (tmp_path / "set").exists()
+def python2_batch(labels, pixels, fortran=False):
+    """A batch of CIFAR-10 as cPickle wrote it: labels a thousand at a time, pixels as one string."""
+    rows = b"".join(bytes((0x4B, n)) for n in labels)
+    head = b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x15training batch 1 of 5q\x03U\x06labelsq\x04]q\x05("
+    shape = b"(K\x01M" + struct.pack("<H", len(pixels)) + b"M\x00\x0c\x86"
+    array = (
+        b"U\x04dataq\x06cnumpy.core.multiarray\n_reconstruct\nq\x07cnumpy\nndarray\nq\x08K\x00\x85q\tU\x01b\x87Rq\n"
+        + shape + b"cnumpy\ndtype\nq\x0bU\x02u1K\x00K\x01\x87Rq\x0c"
+        + b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    )  # fmt: skip
+    content = pixels.tobytes("F" if fortran else "C")
+    flag = b"\x88" if fortran else b"\x89"
+    half = len(rows) // 4 * 2
+    end = b"tbU\tfilenamesq\r]q\x0e(U\x05a.pngq\x0fU\x05b.pngq\x10eu."
+    return (
+        head
+        + rows[:half]
+        + b"e("
+        + rows[half:]
+        + b"e"
+        + array
+        + flag
+        + b"T"
+        + struct.pack("<i", len(content))
+        + content
+        + end
+    )
 
 
-def test_an_archive_cannot_write_outside_its_place(tmp_path):
-    (tmp_path / "root").mkdir()
-    (tmp_path / "root" / "set.tar.gz").write_bytes(packed({"../evil.txt": b"x"}))
-    with pytest.raises(InputError, match="could not be unpacked"):
-        unpack(archive("http://nowhere/set.tar.gz"), tmp_path / "root")
-    assert not (tmp_path / "evil.txt").exists()
-
-
-def cifar(root, per_batch=3):
-    """CIFAR-10 in torchvision's own layout, and torchvision's lists with the checksums of these files."""
-    folder = root / "cifar-10-batches-py"
-    folder.mkdir(parents=True)
-    random, sums = np.random.default_rng(0), {}
-    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
-    for name in names:
-        pixels = random.integers(0, 256, (per_batch, 3072), dtype=np.uint8)
-        content = pickle.dumps({"data": pixels, "labels": random.integers(0, 10, per_batch).tolist()})
-        (folder / name).write_bytes(content)
+@pytest.fixture
+def cifar(tmp_path):
+    """Both versions of a tiny CIFAR-10; returns their archives, the labels and the pixels of the training part."""
+    random = np.random.default_rng(0)
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
+    labels, pixels = random.integers(0, 10, (6, 4)), random.integers(0, 256, (6, 4, 3072), dtype=np.uint8)
+    sums, both = {}, (tmp_path / "cifar-10-batches-bin", tmp_path / "cifar-10-batches-py")
+    for folder in both:
+        folder.mkdir()
+    for i, name in enumerate(names):
+        rows = np.concatenate([labels[i][:, None].astype(np.uint8), pixels[i]], axis=1)
+        (both[0] / f"{name}.bin").write_bytes(rows.tobytes())
+        content = python2_batch(labels[i], pixels[i], fortran=i == 2)
+        (both[1] / name).write_bytes(content)
         sums[name] = md5(content)
-    meta = pickle.dumps({"label_names": [f"class{i}" for i in range(10)]})
-    (folder / "batches.meta").write_bytes(meta)
-    return {
-        "train_list": [[name, sums[name]] for name in names[:5]],
-        "test_list": [["test_batch", sums["test_batch"]]],
-        "meta": {"filename": "batches.meta", "key": "label_names", "md5": md5(meta)},
-    }
+    archives = [replace(archive, files=sums if archive.files else {}) for archive in downloads.CIFAR10]
+    return archives, labels[:5].reshape(-1), pixels[:5].reshape(-1, 3, 32, 32)
 
 
-def test_cifar10_in_torchvisions_own_layout(tmp_path):
-    with patch.multiple(torchvision.datasets.CIFAR10, **cifar(tmp_path)):
-        train, test = (load_cifar10(split, 64, tmp_path) for split in ("train", "test"))
-        assert train.images.shape == (15, 3, 32, 32)  # smaller than asked for, so as they are
-        assert test.images.shape == (3, 3, 32, 32)
-        assert train.images.dtype == torch.uint8
-        assert len(train.classes) == 10
-        assert load_cifar10("train", 16, tmp_path).images.shape == (15, 3, 16, 16)
-        theirs = torchvision.datasets.CIFAR10(tmp_path, train=True)
-        for i, (image, label) in enumerate(theirs):
-            assert np.array_equal(train.images[i].permute(1, 2, 0).numpy(), np.asarray(image))
-            assert train.labels[i] == label
+@pytest.mark.parametrize("version", [0, 1])
+def test_cifar10_in_both_versions(cifar, tmp_path, version):
+    archives, labels, pixels = cifar
+    found = cifar10("train", 64, root=tmp_path, archives=archives[version:][:1])
+    assert np.array_equal(found.images.numpy(), pixels)
+    assert found.labels.tolist() == labels.tolist()
+    assert cifar10("test", 16, root=tmp_path, archives=archives).images.shape == (4, 3, 16, 16)
 
 
-def test_a_damaged_batch_is_not_unpickled(tmp_path):
-    lists = cifar(tmp_path)
-    evil = tmp_path / "cifar-10-batches-py" / "data_batch_1"
-    evil.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-    with patch.multiple(torchvision.datasets.CIFAR10, **lists), pytest.raises(InputError, match="damaged"):
-        load_cifar10("train", 32, tmp_path)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::numpy.exceptions.VisibleDeprecationWarning")
+def test_cifar10_is_what_torchvision_reads(cifar, tmp_path, monkeypatch):
+    archives, _, _ = cifar
+    kind = torchvision.datasets.CIFAR10
+    sums = archives[1].files
+    monkeypatch.setattr(kind, "train_list", [[n, sums[n]] for n in sums if n.startswith("data")])
+    monkeypatch.setattr(kind, "test_list", [["test_batch", sums["test_batch"]]])
+    monkeypatch.setattr(kind, "_load_meta", lambda self: None)
+    theirs, ours = kind(tmp_path, train=True), cifar10("train", 32, root=tmp_path, archives=archives[1:])
+    assert np.array_equal(theirs.data.transpose(0, 3, 1, 2), ours.images.numpy())
+    assert theirs.targets == ours.labels.tolist()
 
 
-def test_stl10_with_and_without_labels(tmp_path):
+def test_a_damaged_batch_is_said_and_none_is_ever_run(cifar, tmp_path):
+    archives, _, _ = cifar
+    batch = tmp_path / "cifar-10-batches-py" / "data_batch_1"
+    evil = b"cos\nmkdir\n(S'" + str(tmp_path / "pwned").encode() + b"'\ntR."
+    batch.write_bytes(evil)
+    assert f"{batch} is not as published" in said(cifar10, "train", 32, root=tmp_path, archives=archives[1:])
+    known = replace(archives[1], files=archives[1].files | {"data_batch_1": md5(evil)})
+    with pytest.raises(ValueError, match="labels"):
+        cifar10("train", 32, root=tmp_path, archives=[known])
+    assert not (tmp_path / "pwned").exists()
+    (tmp_path / "cifar-10-batches-bin" / "test_batch.bin").write_bytes(b"x" * 3000)
+    assert "cut short" in said(cifar10, "test", 32, root=tmp_path, archives=archives)
+
+
+@pytest.fixture
+def stl(tmp_path):
     folder = tmp_path / "stl10_binary"
     folder.mkdir()
-    random, lists = np.random.default_rng(0), {"train_list": [], "test_list": []}
-    for name, n, part in (("train", 3, "train"), ("unlabeled", 5, "train"), ("test", 2, "test")):
-        for file, content in (
-            (f"{name}_X.bin", random.integers(0, 256, n * 27648, dtype=np.uint8).tobytes()),
-            (f"{name}_y.bin", random.integers(1, 11, n, dtype=np.uint8).tobytes()),
-        ):
-            if file != "unlabeled_y.bin":
-                (folder / file).write_bytes(content)
-                lists[f"{part}_list"].append([file, md5(content)])
-    (folder / "class_names.txt").write_text("\n".join("abcdefghij"))
-    with patch.multiple(torchvision.datasets.STL10, **lists):
-        assert load_stl10("train", 96, tmp_path).images.shape == (3, 3, 96, 96)
-        assert load_stl10("test", 32, tmp_path).images.shape == (2, 3, 32, 32)
-        unlabelled = load_stl10("train", 32, tmp_path, unlabelled=True)
-        assert unlabelled.images.shape == (5, 3, 32, 32)
-        assert unlabelled.labels is None
+    random, sums = np.random.default_rng(0), {}
+    for part, n in (("train", 3), ("unlabeled", 5), ("test", 2)):
+        for name, content in (("X", random.bytes(n * 27648)), ("y", bytes(range(1, n + 1)))):
+            if (part, name) != ("unlabeled", "y"):
+                (folder / f"{part}_{name}.bin").write_bytes(content)
+                sums[f"{part}_{name}.bin"] = md5(content)
+    (folder / "class_names.txt").write_text("\n".join(downloads.STL10_CLASSES))
+    return replace(downloads.STL10, files=sums)
 
 
-def test_imagenette_is_a_folder_with_names(tmp_path):
-    wnids = ["n01440764", "n02102040", "n02979186", "n03000684", "n03028079", "n03394916", "n03417042", "n03425413",
-             "n03445777", "n03888257"]  # fmt: skip
+def test_stl10_is_what_torchvision_reads(stl, tmp_path, monkeypatch):
+    kind = torchvision.datasets.STL10
+    pair = lambda *names: [[name, stl.files[name]] for name in names]  # noqa: E731
+    monkeypatch.setattr(kind, "train_list", pair("train_X.bin", "train_y.bin", "unlabeled_X.bin"))
+    monkeypatch.setattr(kind, "test_list", pair("test_X.bin", "test_y.bin"))
+    for split in ("train", "test"):
+        ours, theirs = stl10(split, 300, root=tmp_path, archive=stl), kind(tmp_path, split=split)
+        assert np.array_equal(ours.images.numpy(), theirs.data)
+        assert ours.labels.tolist() == theirs.labels.tolist()
+    ours = stl10_unlabelled("train", 96, root=tmp_path, archive=stl)
+    assert np.array_equal(ours.images.numpy(), kind(tmp_path, split="unlabeled").data)
+    assert ours.labels is None
+    assert stl10_unlabelled("test", 32, root=tmp_path, archive=stl).images.shape == (2, 3, 32, 32)
+    assert "choose one of train, test, unlabelled" in said(stl10, "val", 32, root=tmp_path)
+
+
+def test_imagenette_is_what_torchvision_lists(tmp_path):
     for split in ("train", "val"):
-        for wnid in wnids:
-            picture(tmp_path / "imagenette2-320" / split / wnid / "0.jpeg")
-    train = load_imagenette("train", 16, tmp_path)
-    assert train.images.shape == (10, 3, 16, 16)
-    assert train.classes[int(train.labels[0])] == "tench"
-    theirs = torchvision.datasets.Imagenette._WNID_TO_CLASS
-    assert train.classes == tuple(theirs[wnid][0] for wnid in wnids)
+        for i, kind in enumerate(downloads.IMAGENETTE_CLASSES):
+            picture(tmp_path / "imagenette2-320" / split / kind / f"{i}.JPEG", seed=i)
+    ours, theirs = imagenette("train", 16, root=tmp_path), torchvision.datasets.Imagenette(tmp_path, "train", "320px")
+    assert ours.labels.tolist() == [label for _, label in theirs]
+    assert ours.classes == tuple(names[0] for names in theirs.classes)
+    assert len(imagenette("test", 400, root=tmp_path)) == 10  # what is there is used, though another would be larger
 
 
-def test_pets_have_masks(tmp_path):
-    base = tmp_path / "oxford-iiit-pet"
+def test_imagenette_is_fetched_no_larger_than_needed(tmp_path):
+    for size, name in (
+        (64, "-160.tgz"),
+        (160, "-160.tgz"),
+        (161, "-320.tgz"),
+        (256, "-320.tgz"),
+        (448, "imagenette2.tgz"),
+    ):
+        archives = {
+            side: replace(a, address=f"http://127.0.0.1:9/{a.name}") for side, a in downloads.IMAGENETTE.items()
+        }
+        assert name in said(imagenette, "train", size, root=tmp_path, archives=archives)
+
+
+@pytest.fixture
+def animals(tmp_path):
+    base, lines = tmp_path / "oxford-iiit-pet", []
     (base / "annotations" / "trimaps").mkdir(parents=True)
-    (base / "images").mkdir()
-    lines = []
-    for i, breed in enumerate(("Bombay", "pug")):
-        picture(base / "images" / f"{breed}_1.jpg", seed=i)
+    for i, name in enumerate(("Abyssinian_1", "american_bulldog_10", "Abyssinian_2")):
+        picture(base / "images" / f"{name}.jpg", seed=i)
         trimap = np.full((20, 24), 2, dtype=np.uint8)
-        trimap[5:15, 6:18] = 1
-        Image.fromarray(trimap).save(base / "annotations" / "trimaps" / f"{breed}_1.png")
-        lines.append(f"{breed}_1 {i + 1} 1 1")
+        trimap[5:15, 6:18], trimap[10, 8:12] = 1, 3
+        Image.fromarray(trimap).save(base / "annotations" / "trimaps" / f"{name}.png")
+        lines.append(f"{name} {1 + i % 2} 1 1")
     for split in ("trainval", "test"):
         (base / "annotations" / f"{split}.txt").write_text("\n".join(lines) + "\n")
-    pets = load_pets("train", 16, tmp_path)
-    assert pets.images.shape == (2, 3, 16, 16)
-    assert pets.masks.shape == (2, 16, 16)
-    assert pets.masks[0, 8, 8] == 1
-    assert pets.masks[0, 0, 0] == 0
-    assert pets.labels.tolist() == [0, 1]
+    return tmp_path
 
 
-def test_every_name_is_known_and_another_is_said():
-    assert set(NAMES) == {"scenes", "digits", "cifar10", "stl10", "stl10-unlabelled", "imagenette", "pets"}
-    with pytest.raises(InputError, match=r"cifar10.*folder:PATH"):
-        load("imagenet", "train", 32)
+def test_pets_are_what_torchvision_lists_with_their_masks(animals):
+    ours = pets("train", 20, root=animals)
+    theirs = torchvision.datasets.OxfordIIITPet(animals, target_types=["category", "segmentation"])
+    assert ours.classes == tuple(theirs.classes)
+    for i, (image, (label, trimap)) in enumerate(theirs):
+        assert ours.labels[i] == label
+        assert np.array_equal(ours.images[i].permute(1, 2, 0).numpy(), np.asarray(image)[:, 2:22])
+        assert np.array_equal(ours.masks[i].numpy(), np.asarray([0, 1, 0, 2])[np.asarray(trimap)[:, 2:22]])
 
 
-def test_the_checksums_are_torchvisions():
+def test_a_broken_list_and_a_missing_mask_of_pets_are_said(animals, capsys):
+    known = animals / "oxford-iiit-pet" / "annotations"
+    (animals / "oxford-iiit-pet" / "images" / "Abyssinian_1.jpg").unlink()
+    assert pets("test", 8, root=animals).labels.tolist() == [1, 0]
+    assert "1 of 3 files" in capsys.readouterr().out
+    (known / "trimaps" / "Abyssinian_2.png").unlink()
+    assert "Abyssinian_2.png is missing" in said(pets, "train", 8, root=animals)
+    (known / "test.txt").write_text("Abyssinian_2 1 1 1\nAbyssinian\n")
+    assert "test.txt, line 2: " in said(pets, "test", 8, root=animals)
+
+
+def test_a_folder_of_cifar10_gives_what_the_published_files_give(cifar, tmp_path):
+    archives, labels, pixels = cifar
+    for i, (label, image) in enumerate(zip(labels, pixels)):
+        file = tmp_path / "own" / "train" / downloads.CIFAR10_CLASSES[label] / f"{i:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image.transpose(1, 2, 0)).save(file)
+    own, theirs = (
+        load(f"folder:{tmp_path / 'own'}", "train", 64),
+        cifar10("train", 64, root=tmp_path, archives=archives),
+    )
+    order = theirs.labels.argsort(stable=True)
+    assert torch.equal(own.images, theirs.images[order])
+    assert [own.classes[i] for i in own.labels] == [theirs.classes[i] for i in theirs.labels[order]]
+
+
+def test_every_name_leads_to_its_set_and_another_is_said(animals):
+    assert len(load("pets", "train", 8, root=animals)) == 3
+    assert "cifar10, stl10, stl10-unlabelled, imagenette, pets or folder:PATH" in said(load, "imagenet", "train", 8)
+    assert len(load(f"folder:{class_folders(animals / 'own', train=2)}", "train", 8).classes) == 2
+
+
+def test_the_addresses_and_checksums_are_torchvisions():
     sets = torchvision.datasets
-    assert downloads.ARCHIVES["cifar10"][0].md5 == sets.CIFAR10.tgz_md5
-    assert downloads.ARCHIVES["stl10"][0].md5 == sets.STL10.tgz_md5
-    assert downloads.ARCHIVES["imagenette"][0].md5 == sets.Imagenette._ARCHIVES["320px"][1]
-    assert [(a.url, a.md5) for a in downloads.ARCHIVES["pets"]] == list(sets.OxfordIIITPet._RESOURCES)
-
-
-def test_some_of_a_set_has_all_its_classes():
-    images = downloads.Images(torch.zeros(1000, 3, 1, 1, dtype=torch.uint8), torch.arange(1000) // 100)
-    assert torch.bincount(images.some(50).labels).tolist() == [5] * 10
-    assert len(images.some(2000)) == 1000
+    binary, python = downloads.CIFAR10
+    assert (python.address, python.md5) == (sets.CIFAR10.url, sets.CIFAR10.tgz_md5)
+    assert python.files == dict(sets.CIFAR10.train_list + sets.CIFAR10.test_list)
+    assert (downloads.STL10.address, downloads.STL10.md5) == (sets.STL10.url, sets.STL10.tgz_md5)
+    assert downloads.STL10.files == dict(sets.STL10.train_list + sets.STL10.test_list)
+    assert {(a.address, a.md5) for a in downloads.IMAGENETTE.values()} == set(sets.Imagenette._ARCHIVES.values())
+    assert tuple((a.address, a.md5) for a in downloads.PETS) == sets.OxfordIIITPet._RESOURCES
+    assert choose([binary, python], downloads.DOWNLOADS / "nowhere") is binary

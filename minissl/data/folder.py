@@ -31,7 +31,25 @@ def load_folder(folder: Path, split: str, size: int, at_least: int = 1) -> Image
         size: pixels a side to keep; folders of smaller images are kept at theirs.
         at_least: pixels an image must have on its short side.
     """
-    files = _list(folder, split)
+    files, images = read_images(_list(folder, split), folder, size, at_least)
+    return Images(images, *_labels(files, folder, split))
+
+
+def read_images(files: list[Path], folder: Path, size: int, at_least: int = 1) -> tuple[list[Path], Tensor]:
+    """The files that can be read, in their order, and their images; how many could not is printed.
+
+    Args:
+        files: images, or what may be.
+        folder: where they are, for messages.
+        size: pixels a side to keep; if most images are smaller, that of the middle one.
+        at_least: pixels an image must have on its short side.
+
+    Returns:
+        The N files, and their images (N, 3, S, S) uint8.
+
+    Raises:
+        InputError: if none can be read, one is too small, or memory is too little.
+    """
     with ThreadPoolExecutor() as pool:
         sides = {file: side for file, side in zip(files, pool.map(_short_side, files)) if side}
     if not sides:
@@ -43,7 +61,7 @@ def load_folder(folder: Path, split: str, size: int, at_least: int = 1) -> Image
             "take it out, or give a smaller --size."
         )
     size = min(size, median_low(sides.values()))
-    _need_memory(len(sides) * 3 * size * size)
+    need_memory(len(sides) * 3 * size * size)
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(partial(decode, size=size), sides)
         bar = tqdm(decoded, f"reading {folder.name}", len(sides), leave=False)
@@ -52,8 +70,7 @@ def load_folder(folder: Path, split: str, size: int, at_least: int = 1) -> Image
         raise InputError(f"None of the {len(files)} files in {folder} is an image that can be read.")
     if len(kept) < len(files):
         print(f"{len(files) - len(kept)} of {len(files)} files in {folder} are not images that can be read; left out.")
-    images = torch.from_numpy(np.stack(list(kept.values()))).permute(0, 3, 1, 2).contiguous()
-    return Images(images, *_labels(list(kept), folder, split))
+    return list(kept), torch.from_numpy(np.stack(list(kept.values()))).permute(0, 3, 1, 2).contiguous()
 
 
 def _root(folder: Path, split: str) -> Path:
@@ -85,7 +102,7 @@ def _labels(files: list[Path], folder: Path, split: str) -> tuple[Tensor | None,
     return torch.tensor([classes.index(name) for name in names]), classes
 
 
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
 def _short_side(file: Path) -> int:
@@ -93,7 +110,7 @@ def _short_side(file: Path) -> int:
     try:
         with Image.open(file) as image:
             return min(image.size)
-    except _UNREADABLE:
+    except UNREADABLE:
         return 0
 
 
@@ -102,14 +119,23 @@ def decode(file: Path, size: int) -> np.ndarray | None:
     try:
         with Image.open(file) as image:
             return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
-    except _UNREADABLE:
+    except UNREADABLE:
         return None
 
 
-def _need_memory(need: int) -> None:
+def need_memory(need: int) -> None:
     free = psutil.virtual_memory().available
     if need > 0.7 * free:
         raise InputError(
             f"The images need {need / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; "
             "give a smaller --image_size, or a smaller folder."
         )
+
+
+def read_mask(file: Path, size: int) -> Tensor:
+    """A mask of whole numbers, (size, size) uint8, cut as `read_images` cuts its image. Raises InputError."""
+    try:
+        with Image.open(file) as image:
+            return torch.from_numpy(np.array(ImageOps.fit(image, (size, size), Image.Resampling.NEAREST)))
+    except UNREADABLE:
+        raise InputError(f"The mask {file} is missing or cannot be read.") from None

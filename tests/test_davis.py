@@ -1,0 +1,119 @@
+"""Clips in the layout of DAVIS: frames with a mask each, or one sentence that says what is wrong."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from minissl.data.davis import VOID, list_clips, load_clip
+from minissl.errors import InputError
+from tests.folders import picture
+
+T, H, W = 3, 20, 32
+
+
+def mask_of(t):
+    """Object 1 moves to the right, object 2 stays, a line is void."""
+    mask = np.zeros((H, W), dtype=np.uint8)
+    mask[4:12, 2 + 4 * t : 10 + 4 * t] = 1
+    mask[14:18, 20:28] = 2
+    mask[13, 20:28] = VOID
+    return mask
+
+
+def save_mask(path, mask):
+    """As DAVIS does: numbers with a palette."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(mask)
+    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 3 * 253)  # a short one would lose the 255
+    image.save(path)
+
+
+def clip(root, name, level="480p"):
+    for t in range(T):
+        picture(root / "JPEGImages" / level / name / f"{t:05}.jpg", (H, W), seed=t)
+        save_mask(root / "Annotations" / level / name / f"{t:05}.png", mask_of(t))
+
+
+@pytest.fixture
+def root(tmp_path):
+    for name in ("swan", "bear"):
+        clip(tmp_path, name)
+    (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "2017" / "val.txt").write_text("swan\n")
+    return tmp_path
+
+
+def said(call, *arguments):
+    """The one sentence with which a call is refused."""
+    with pytest.raises(InputError) as error:
+        call(*arguments)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_clips_are_listed(root):
+    assert list_clips(root) == ["bear", "swan"]
+    assert list_clips(root, "val") == ["swan"]
+    assert "train.txt" in said(list_clips, root, "train")
+
+
+@pytest.mark.parametrize("level", ["480p", "."])
+def test_frames_and_masks_are_what_the_files_hold(tmp_path, level):
+    clip(tmp_path, "swan", level)
+    frames, masks = load_clip(tmp_path, "swan")
+    assert list_clips(tmp_path) == ["swan"]
+    assert frames.shape == (T, 3, H, W)
+    assert frames.dtype == masks.dtype == torch.uint8
+    assert np.array_equal(masks.numpy(), np.stack([mask_of(t) for t in range(T)]))
+    file = tmp_path / "JPEGImages" / level / "swan" / "00001.jpg"
+    assert np.array_equal(frames[1].permute(1, 2, 0).numpy(), np.asarray(Image.open(file)))
+
+
+@pytest.mark.parametrize(("size", "shape"), [(10, (10, 16)), (40, (40, 64)), (7, (7, 11))])
+def test_the_short_side_is_brought_to_a_size_and_no_object_is_made_up(root, size, shape):
+    frames, masks = load_clip(root, "swan", size)
+    assert frames.shape == (T, 3, *shape)
+    assert masks.shape == (T, *shape)
+    assert set(masks.unique().tolist()) <= {0, 1, 2, VOID}
+    if size == 40:
+        assert torch.equal(masks[:, ::2, ::2], load_clip(root, "swan").masks)
+
+
+def test_a_missing_mask_is_named(root):
+    mask = root / "Annotations" / "480p" / "swan" / "00001.png"
+    mask.unlink()
+    assert str(mask) in said(load_clip, root, "swan")
+
+
+def test_a_mask_of_another_size_is_named(root):
+    mask = root / "Annotations" / "480p" / "swan" / "00002.png"
+    save_mask(mask, mask_of(2)[:, :-1])
+    sentence = said(load_clip, root, "swan")
+    assert str(mask) in sentence
+    assert "31 x 20" in sentence
+    assert "32 x 20" in sentence
+
+
+def test_a_mask_of_colours_is_named(root):
+    mask = root / "Annotations" / "480p" / "swan" / "00000.png"
+    picture(mask, (H, W))
+    assert f"{mask} holds colours" in said(load_clip, root, "swan")
+
+
+def test_a_frame_that_is_broken_or_of_another_size_is_named(root):
+    frame = root / "JPEGImages" / "480p" / "swan" / "00001.jpg"
+    picture(frame, (H + 1, W))
+    save_mask(root / "Annotations" / "480p" / "swan" / "00001.png", np.zeros((H + 1, W), dtype=np.uint8))
+    assert f"{frame} is of another size" in said(load_clip, root, "swan")
+    frame.write_bytes(frame.read_bytes()[:100])
+    assert f"{frame} cannot be read" in said(load_clip, root, "swan")
+
+
+def test_what_is_not_there_is_said(root, tmp_path):
+    assert str(tmp_path / "nowhere" / "JPEGImages") in said(list_clips, tmp_path / "nowhere")
+    assert str(root / "JPEGImages" / "480p" / "cow") in said(load_clip, root, "cow")
+    (root / "JPEGImages" / "480p" / "cow").mkdir()
+    assert str(root / "Annotations" / "480p" / "cow") in said(load_clip, root, "cow")
+    (root / "Annotations" / "480p" / "cow").mkdir()
+    assert "holds no frames" in said(load_clip, root, "cow")
