@@ -6,6 +6,7 @@ test part gets one, every tenth image by the order of names.
 Shapes: N images of S x S pixels.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -14,15 +15,15 @@ from statistics import median_low
 import numpy as np
 import psutil
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minissl.data.images import Images
+from minissl.data.images import Images, decode, short_side
+from minissl.data.stream import Files
 from minissl.errors import InputError
 
 
-def load_folder(folder: Path, split: str, size: int, at_least: int = 1) -> Images:
+def load_folder(folder: Path, split: str, size: int, at_least: int = 1) -> Images | Files:
     """The images of a folder, short side brought to `size` and the middle kept. What cannot be read is left out.
 
     Args:
@@ -30,10 +31,13 @@ def load_folder(folder: Path, split: str, size: int, at_least: int = 1) -> Image
         split: "train" or "test".
         size: pixels a side to keep; folders of smaller images are kept at theirs.
         at_least: pixels an image must have on its short side.
+
+    Returns:
+        Images in memory, or, if they would fill it, Files that are decoded as they are asked for.
     """
     files = _list(folder, split)
     with ThreadPoolExecutor() as pool:
-        sides = {file: side for file, side in zip(files, pool.map(_short_side, files)) if side}
+        sides = {file: side for file, side in zip(files, pool.map(short_side, files)) if side}
     if not sides:
         raise InputError(f"None of the {len(files)} files in {folder} is an image that can be read.")
     smallest = min(sides, key=sides.get)
@@ -43,7 +47,12 @@ def load_folder(folder: Path, split: str, size: int, at_least: int = 1) -> Image
             "take it out, or give a smaller --size."
         )
     size = min(size, median_low(sides.values()))
-    _need_memory(len(sides) * 3 * size * size)
+    need, free = len(sides) * 3 * size * size, psutil.virtual_memory().available
+    if need > 0.7 * free:
+        print(
+            f"The images would take {need / 1e9:.1f} of {free / 1e9:.1f} GB of memory: they are decoded as they come."
+        )
+        return Files(tuple(sides), size, *_labels(list(sides), folder, split), max(1, (os.cpu_count() or 2) - 1))
     with ThreadPoolExecutor() as pool:
         decoded = pool.map(partial(decode, size=size), sides)
         bar = tqdm(decoded, f"reading {folder.name}", len(sides), leave=False)
@@ -83,33 +92,3 @@ def _labels(files: list[Path], folder: Path, split: str) -> tuple[Tensor | None,
     if len(classes) < 2 or not set(names) <= set(classes):
         return None, ()
     return torch.tensor([classes.index(name) for name in names]), classes
-
-
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
-
-
-def _short_side(file: Path) -> int:
-    """From the header alone; 0 for what is no image."""
-    try:
-        with Image.open(file) as image:
-            return min(image.size)
-    except _UNREADABLE:
-        return 0
-
-
-def decode(file: Path, size: int) -> np.ndarray | None:
-    """(size, size, 3) uint8: short side resized, middle cut out; None for a file that is broken inside."""
-    try:
-        with Image.open(file) as image:
-            return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
-    except _UNREADABLE:
-        return None
-
-
-def _need_memory(need: int) -> None:
-    free = psutil.virtual_memory().available
-    if need > 0.7 * free:
-        raise InputError(
-            f"The images need {need / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; "
-            "give a smaller --image_size, or a smaller folder."
-        )
