@@ -36,6 +36,11 @@ def memory_used(device: torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
+def fits(size: int, device: torch.device) -> bool:
+    """Whether `size` bytes of data can stay on the device and leave half of what is free to the training."""
+    return device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] / 2
+
+
 def wait_for(device: torch.device) -> None:
     """Let the device finish what it was given, so that a clock means something."""
     if device.type == "cuda":

@@ -20,7 +20,7 @@ from minissl import checkpoint, pretrained, train
 from minissl.data import Images, load
 from minissl.errors import InputError
 from minissl.evaluate import attention_iou, attention_share, extract, fine_attention, knn, linear_probe, rank_me
-from minissl.machine import Plan, choose_device, choose_precision
+from minissl.machine import Plan, choose_device, choose_precision, fits
 from minissl.method import find
 from minissl.record import read_log
 from minissl.vit import vit
@@ -109,11 +109,11 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     out.mkdir(parents=True, exist_ok=True)
     size = sum(t.nbytes for t in method.state_dict().values()) + 2 * sum(p.nbytes for p in method.parameters())
     checkpoint.need_space(out, 3 * size)
-    resident = data.to(device)
+    resident = data.to(device) if fits(data.nbytes, device) else data
     plan = read(out)[1] if (out / "config.json").exists() else train.plan(method, resident, config)
     print(f"{len(data)} images of {run.data}; {plan}.", flush=True)
     checkpoint.write_json(out / "config.json", {"run": asdict(run), "plan": asdict(plan)})
-    few, fewer = resident.some(4000), test.some(1000).to(device)
+    few, fewer = data.some(4000).to(device), test.some(1000).to(device)
     train.fit(
         method, resident, config, plan.steps, out,
         watch=lambda encoder: watch(encoder, few, fewer, run.size),
@@ -131,9 +131,9 @@ def check_data(run: Run, data: Images) -> None:
             f"A batch of {run.loop['batch_size']} is larger than the data ({len(data)} images); "
             f"give --batch_size {len(data)} or less."
         )
-    if run.size > data.images.shape[-1]:
+    if run.size > data.size:
         raise InputError(
-            f"The images are {data.images.shape[-1]} pixels wide, smaller than a crop of {run.size}; "
+            f"The images are {data.size} pixels wide, smaller than a crop of {run.size}; "
             "give a smaller --size, or a larger --image_size."
         )
 

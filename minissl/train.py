@@ -115,16 +115,27 @@ def training_step(
     return {name: term.detach() for name, term in terms.items()}
 
 
-def batches(data, size: int, seed: int, step: int = 0) -> Iterator[Batch]:
-    """Endless batches from `step` on: every epoch a new order that depends on (seed, epoch) only."""
-    images, labels = data.images, data.labels
-    per_epoch = len(images) // size
+def orders(n: int, size: int, seed: int, step: int, device: torch.device) -> Iterator[Tensor]:
+    """Rows (size,) of endless batches from `step` on: every epoch a new order that depends on (seed, epoch) only."""
+    per_epoch = n // size
     for epoch in range(step // per_epoch, 1 << 62):
-        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(len(images))).to(images.device)
-        for i in range(step % per_epoch, per_epoch):
-            rows = order[i * size : (i + 1) * size]
-            yield Batch(images[rows], None if labels is None else labels[rows])
+        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n)).to(device)
+        yield from order[step % per_epoch * size : per_epoch * size].split(size)
         step = 0
+
+
+def batches(data, size: int, seed: int, step: int = 0, device: torch.device | None = None) -> Iterator[Batch]:
+    """Endless batches from `step` on, on the device.
+
+    Args:
+        data: with `batches(orders) -> images, labels`, as `data.Images` has it, and the `device` it is on.
+        size: images a batch.
+        seed, step: what the order depends on.
+        device: where batches are wanted; where the data is, if None.
+    """
+    for images, labels in data.batches(orders(len(data), size, seed, step, data.device)):
+        images = images.to(device or data.device, non_blocking=True)
+        yield Batch(images, None if labels is None else labels.to(images.device, non_blocking=True))
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -139,18 +150,18 @@ def plan(method: nn.Module, data, config: TrainConfig) -> Plan:
 
     Args:
         method: on its device; it is not changed.
-        data: `images` (N, 3, H, W) uint8 on that device, `labels` (N,) or None.
+        data: as for `batches`.
         config: with its precision resolved.
     """
-    trial, device, seconds = copy.deepcopy(method), data.images.device, []
-    optimizer, source = make_optimizer(trial, config), batches(data, config.batch_size, config.seed)
+    trial, device, seconds = copy.deepcopy(method), next(method.parameters()).device, []
+    optimizer, source = make_optimizer(trial, config), batches(data, config.batch_size, config.seed, device=device)
     for _ in range(8 if config.minutes else 3):
         start = time.perf_counter()
         training_step(trial, optimizer, next(source), 0.5, config)
         wait_for(device)
         seconds.append(time.perf_counter() - start)
     each = float(np.median(seconds[1:]))  # the first step warms up
-    steps = config.minutes * 60 / each if config.minutes else config.epochs * (len(data.images) // config.batch_size)
+    steps = config.minutes * 60 / each if config.minutes else config.epochs * (len(data) // config.batch_size)
     return Plan(max(1, round(steps)), each, memory_used(device))
 
 
@@ -167,7 +178,7 @@ def fit(
 
     Args:
         method: on its device.
-        data: `images` (N, 3, H, W) uint8 on that device, `labels` (N,) or None.
+        data: as for `batches`.
         config: with its precision resolved.
         steps: length of the run.
         out: the run's folder, for log.jsonl and checkpoint.safetensors.
@@ -195,7 +206,7 @@ def fit(
         config.watch_minutes, config.save_minutes,
     )  # fmt: skip
     with interruptible() as interrupted:
-        source = batches(data, config.batch_size, config.seed, start)
+        source = batches(data, config.batch_size, config.seed, start, next(method.parameters()).device)
         for step, batch in zip(range(start, steps), source):
             seed_step(config.seed, step)
             terms = training_step(method, optimizer, batch, step / steps, config)

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from minissl.data.fetch import Archive, choose, fetch, inside
-from minissl.data.folder import load_folder, need_memory, read_images, read_mask
-from minissl.data.images import Images
+from minissl.data.folder import load_folder, read_images
+from minissl.data.images import Images, need_memory, read_mask
 from minissl.errors import InputError
 
 DOWNLOADS = Path("data") / "downloads"

@@ -6,23 +6,23 @@ test part gets one, every tenth image by the order of names.
 Shapes: N images of S x S pixels.
 """
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import median_low
 
 import numpy as np
-import psutil
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minissl.data.images import Images
+from minissl.data.images import Images, decode, fills_memory, need_memory, short_side
+from minissl.data.stream import Files
 from minissl.errors import InputError
 
 
-def load_folder(folder: Path, split: str, size: int, at_least: int = 1) -> Images:
+def load_folder(folder: Path, split: str, size: int, at_least: int = 1) -> Images | Files:
     """The images of a folder, short side brought to `size` and the middle kept. What cannot be read is left out.
 
     Args:
@@ -30,28 +30,44 @@ def load_folder(folder: Path, split: str, size: int, at_least: int = 1) -> Image
         split: "train" or "test".
         size: pixels a side to keep; folders of smaller images are kept at theirs.
         at_least: pixels an image must have on its short side.
+
+    Returns:
+        Images in memory, or, if they would fill it, Files that are decoded as they are asked for.
     """
-    files, images = read_images(_list(folder, split), folder, size, at_least)
+    listed = _list(folder, split)
+    files, size = readable(listed, folder, size, at_least)
+    need = len(files) * 3 * size * size
+    if fills_memory(need):
+        print(f"The images would take {need / 1e9:.1f} GB of memory, more than is free: they are decoded as they come.")
+        _say_left_out(len(listed) - len(files), len(listed), folder)
+        return Files(tuple(files), size, *_labels(files, folder, split), max(1, (os.cpu_count() or 2) - 1))
+    files, images = decode_all(files, folder, size, len(listed))
     return Images(images, *_labels(files, folder, split))
 
 
-def read_images(files: list[Path], folder: Path, size: int, at_least: int = 1) -> tuple[list[Path], Tensor]:
+def read_images(files: list[Path], folder: Path, size: int) -> tuple[list[Path], Tensor]:
     """The files that can be read, in their order, and their images; how many could not is printed.
 
     Args:
         files: images, or what may be.
         folder: where they are, for messages.
         size: pixels a side to keep; if most images are smaller, that of the middle one.
-        at_least: pixels an image must have on its short side.
 
     Returns:
         The N files, and their images (N, 3, S, S) uint8.
 
     Raises:
-        InputError: if none can be read, one is too small, or memory is too little.
+        InputError: if none can be read, or memory is too little.
     """
+    good, size = readable(files, folder, size)
+    need_memory(len(good) * 3 * size * size)
+    return decode_all(good, folder, size, len(files))
+
+
+def readable(files: list[Path], folder: Path, size: int, at_least: int = 1) -> tuple[list[Path], int]:
+    """The files whose headers are an image's, and the size to keep them at. Raises InputError."""
     with ThreadPoolExecutor() as pool:
-        sides = {file: side for file, side in zip(files, pool.map(_short_side, files)) if side}
+        sides = {file: side for file, side in zip(files, pool.map(short_side, files)) if side}
     if not sides:
         raise InputError(f"None of the {len(files)} files in {folder} is an image that can be read.")
     smallest = min(sides, key=sides.get)
@@ -60,17 +76,24 @@ def read_images(files: list[Path], folder: Path, size: int, at_least: int = 1) -
             f"{smallest} is {sides[smallest]} pixels on its short side, smaller than a crop of {at_least}; "
             "take it out, or give a smaller --size."
         )
-    size = min(size, median_low(sides.values()))
-    need_memory(len(sides) * 3 * size * size)
+    return list(sides), min(size, median_low(sides.values()))
+
+
+def decode_all(files: list[Path], folder: Path, size: int, of: int) -> tuple[list[Path], Tensor]:
+    """The files that are whole, and their images (N, 3, size, size) uint8. Prints how many `of` all are left out."""
     with ThreadPoolExecutor() as pool:
-        decoded = pool.map(partial(decode, size=size), sides)
-        bar = tqdm(decoded, f"reading {folder.name}", len(sides), leave=False)
-        kept = {file: pixels for file, pixels in zip(sides, bar) if pixels is not None}
+        decoded = pool.map(partial(decode, size=size), files)
+        bar = tqdm(decoded, f"reading {folder.name}", len(files), leave=False)
+        kept = {file: pixels for file, pixels in zip(files, bar) if pixels is not None}
     if not kept:
-        raise InputError(f"None of the {len(files)} files in {folder} is an image that can be read.")
-    if len(kept) < len(files):
-        print(f"{len(files) - len(kept)} of {len(files)} files in {folder} are not images that can be read; left out.")
+        raise InputError(f"None of the {of} files in {folder} is an image that can be read.")
+    _say_left_out(of - len(kept), of, folder)
     return list(kept), torch.from_numpy(np.stack(list(kept.values()))).permute(0, 3, 1, 2).contiguous()
+
+
+def _say_left_out(bad: int, of: int, folder: Path) -> None:
+    if bad:
+        print(f"{bad} of {of} files in {folder} are not images that can be read; left out.")
 
 
 def _root(folder: Path, split: str) -> Path:
@@ -100,42 +123,3 @@ def _labels(files: list[Path], folder: Path, split: str) -> tuple[Tensor | None,
     if len(classes) < 2 or not set(names) <= set(classes):
         return None, ()
     return torch.tensor([classes.index(name) for name in names]), classes
-
-
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
-
-
-def _short_side(file: Path) -> int:
-    """From the header alone; 0 for what is no image."""
-    try:
-        with Image.open(file) as image:
-            return min(image.size)
-    except UNREADABLE:
-        return 0
-
-
-def decode(file: Path, size: int) -> np.ndarray | None:
-    """(size, size, 3) uint8: short side resized, middle cut out; None for a file that is broken inside."""
-    try:
-        with Image.open(file) as image:
-            return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
-    except UNREADABLE:
-        return None
-
-
-def need_memory(need: int) -> None:
-    free = psutil.virtual_memory().available
-    if need > 0.7 * free:
-        raise InputError(
-            f"The images need {need / 1e9:.1f} GB of memory and {free / 1e9:.1f} GB are free; "
-            "give a smaller --image_size, or a smaller folder."
-        )
-
-
-def read_mask(file: Path, size: int) -> Tensor:
-    """A mask of whole numbers, (size, size) uint8, cut as `read_images` cuts its image. Raises InputError."""
-    try:
-        with Image.open(file) as image:
-            return torch.from_numpy(np.array(ImageOps.fit(image, (size, size), Image.Resampling.NEAREST)))
-    except UNREADABLE:
-        raise InputError(f"The mask {file} is missing or cannot be read.") from None

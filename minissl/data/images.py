@@ -1,12 +1,19 @@
-"""A set of images in memory, and what is known of them.
+"""A set of images in memory, what is known of them, and how a file becomes one.
 
 Shapes: N images of S x S pixels.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
+import psutil
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from minissl.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,25 @@ class Images:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def size(self) -> int:
+        """Pixels a side."""
+        return self.images.shape[-1]
+
+    @property
+    def nbytes(self) -> int:
+        """Of the images."""
+        return self.images.nbytes
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+    def batches(self, orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Images (B, 3, S, S) and labels (B,) of each order of rows (B,), on the device of the images."""
+        for rows in orders:
+            yield self.images[rows], None if self.labels is None else self.labels[rows]
+
     def some(self, n: int) -> "Images":
         """At most n of them, evenly spaced: a folder's images come class by class, and all classes should be there."""
         rows = torch.arange(min(n, len(self))) * len(self) // min(n, len(self))
@@ -39,3 +65,44 @@ class Images:
         return replace(
             self, images=self.images.to(device), labels=None if self.labels is None else self.labels.to(device)
         )
+
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+
+
+def short_side(file: Path) -> int:
+    """From the header alone; 0 for what is no image."""
+    try:
+        with Image.open(file) as image:
+            return min(image.size)
+    except UNREADABLE:
+        return 0
+
+
+def decode(file: Path, size: int) -> np.ndarray | None:
+    """(size, size, 3) uint8: short side resized, middle cut out; None for a file that is broken inside."""
+    try:
+        with Image.open(file) as image:
+            return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+    except UNREADABLE:
+        return None
+
+
+def read_mask(file: Path, size: int) -> Tensor:
+    """A mask of whole numbers, (size, size) uint8, cut as `decode` cuts its image. Raises InputError."""
+    try:
+        with Image.open(file) as image:
+            return torch.from_numpy(np.array(ImageOps.fit(image, (size, size), Image.Resampling.NEAREST)))
+    except UNREADABLE:
+        raise InputError(f"The mask {file} is missing or cannot be read.") from None
+
+
+def fills_memory(need: int) -> bool:
+    """Whether `need` bytes would leave too little of the memory that is free."""
+    return need > 0.7 * psutil.virtual_memory().available
+
+
+def need_memory(need: int) -> None:
+    """Raises InputError if `need` bytes would fill the memory."""
+    if fills_memory(need):
+        raise InputError(f"The images need {need / 1e9:.1f} GB of memory, more than is free; keep them smaller.")

@@ -7,6 +7,9 @@ Shapes: T frames of S x S pixels; what changes over time is (T,).
 """
 
 import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +24,7 @@ from minissl.errors import InputError
 SPLITS = ("train", "val", "test")
 MOST = 3  # objects in a clip
 DRAWS = 120  # uniform numbers a clip is made of
+CHUNK = 6  # frames drawn at once: what fits into a core's cache
 
 
 class Clip(NamedTuple):
@@ -59,9 +63,16 @@ class Clips:
 
 
 def render_clip(draws: Tensor, size: int, frames: int) -> Clip:
-    """Draw a clip from its draws (DRAWS,)."""
-    dice = Dice(draws.expand(frames, -1))
+    """Draw a clip from its draws (DRAWS,), on every core."""
     time = torch.arange(frames, dtype=torch.float64) / max(frames - 1, 1)  # 0 to 1
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        parts = list(pool.map(partial(_render, draws, size), time.split(CHUNK)))
+    return Clip(*(torch.cat(part) for part in zip(*parts)))
+
+
+def _render(draws: Tensor, size: int, time: Tensor) -> Clip:
+    """The frames of a clip at some times (T,)."""
+    frames, dice = len(time), Dice(draws.expand(len(time), -1))
     at = canvas(frames, size, _move(dice, time, 0.8, 1.25), _move(dice, time, -0.3, 0.3), _move(dice, time, -0.1, 0.15))
     image = draw_place(
         at, dice.pick(len(PLACES)), horizon=dice(-0.35, 0.15), look=dice.many(3).T, haze=dice.many(3, 0.35, 0.85),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from minissl.augment import flip, normalize, random_resized_crop
 from minissl.convnet import SmallCNN
+from minissl.data import Images
 from minissl.data.scenes import FACTORS, Scenes
 from minissl.evaluate import extract, knn
 from minissl.train import TrainConfig, batches, make_optimizer, seed_step, set_schedules
@@ -58,7 +59,8 @@ def accuracy_after(seconds: float, names: list[str], data: tuple[Scenes, Scenes]
     torch.manual_seed(seed)
     model, config = Supervised(names), TrainConfig(batch_size=64, lr=3e-3, final_weight_decay=0.04, seed=seed)
     optimizer, start = make_optimizer(model, config), time.monotonic()
-    for step, batch in enumerate(batches(Rows(data[0]), config.batch_size, seed)):
+    numbered = Images(data[0].images, torch.arange(len(data[0])))  # a label is a row of the factors
+    for step, batch in enumerate(batches(numbered, config.batch_size, seed)):
         progress = (time.monotonic() - start) / seconds
         if progress >= 1:
             break
@@ -72,13 +74,6 @@ def accuracy_after(seconds: float, names: list[str], data: tuple[Scenes, Scenes]
     with torch.no_grad():
         found = model.eval()(small(data[1].images))
     return {name: 100 * float((found[name].argmax(1) == data[1].factors[name]).float().mean()) for name in names}
-
-
-class Rows:
-    """Images whose labels are their own numbers."""
-
-    def __init__(self, scenes: Scenes):
-        self.images, self.labels = scenes.images, torch.arange(len(scenes))
 
 
 def calibrate(seed: int, minutes: float) -> dict[str, float]:
