@@ -65,8 +65,8 @@ def test_a_table_gives_all_captions_of_each_image(table):
     assert (len(train), len(test)) == (11, 1)  # every tenth image is for testing
     assert train.images.shape == (11, 3, 16, 16)
     assert train.images.dtype == torch.uint8
-    assert train.captions[0] == ["a dog 00.jpg", 'a cat, "Tom"']
-    assert test.captions == [["a dog 09.jpg", 'a cat, "Tom"']]
+    assert train.captions[0] == ("a dog 00.jpg", 'a cat, "Tom"')
+    assert test.captions == (("a dog 09.jpg", 'a cat, "Tom"'),)
 
 
 def test_an_image_stays_with_its_captions(table):
@@ -81,9 +81,23 @@ def test_most_takes_the_first(table):
     assert load_captions(f"flickr8k:{table}", "train", 8, most=3).captions[2][0] == "a dog 02.jpg"
 
 
+def test_first_keeps_images_with_their_captions(table):
+    train = load_captions(f"flickr8k:{table}", "train", 8)
+    three = train.first(3)
+    assert len(three) == 3
+    assert torch.equal(three.images, train.images[:3])
+    assert three.captions == train.captions[:3]
+    assert len(train.first(100)) == len(train)
+
+
+def test_a_quote_that_the_last_line_does_not_close_is_named(table):
+    path = write(table / "captions.txt", 'image,caption\n00.jpg,fine\n01.jpg,"never closed\n')
+    assert f"{path}, line 3: " in said("flickr8k", table)
+
+
 def test_a_comma_that_is_not_quoted_and_an_empty_line_are_no_harm(table):
     write(table / "captions.txt", "image,caption\r\n00.jpg,one, two\r\n\r\n01.jpg,three\r\n")
-    assert load_captions(f"flickr8k:{table}", "train", 8).captions == [["one, two"], ["three"]]
+    assert load_captions(f"flickr8k:{table}", "train", 8).captions == (("one, two",), ("three",))
 
 
 @pytest.mark.parametrize(
@@ -101,8 +115,9 @@ def test_lines_of_tokens_and_the_published_split(tokens):
     write(tokens / "Flickr_8k.trainImages.txt", "03.jpg\n01.jpg\n")
     write(tokens / "Flickr_8k.devImages.txt", "02.jpg\n")
     train, val = (load_captions(f"flickr8k:{tokens}", split, 8) for split in ("train", "val"))
-    assert train.captions == [["a dog , 03.jpg .", "a cat , 03.jpg ."], ["a dog , 01.jpg .", "a cat , 01.jpg ."]]
+    assert train.captions == (("a dog , 03.jpg .", "a cat , 03.jpg ."), ("a dog , 01.jpg .", "a cat , 01.jpg ."))
     assert len(val) == 1
+    assert "has no Flickr_8k.testImages.txt" in said("flickr8k", tokens, "test")  # not a tenth of the others' images
 
 
 @pytest.mark.parametrize("line", ["01.jpg a dog", "01.jpg#0 a dog", "01.jpg#0\t", "#0\ta dog", "01.jpg#x\ta dog"])
@@ -128,7 +143,7 @@ def test_without_any_image_it_is_said(tokens):
 
 def test_coco(coco):
     train, test = (load_captions(f"coco:{coco}", split, 8) for split in ("train", "test"))
-    assert train.captions == [[f"a dog {i}", f"a cat {i}"] for i in range(4)]
+    assert train.captions == tuple((f"a dog {i}", f"a cat {i}") for i in range(4))
     assert test.images.shape == (2, 3, 8, 8)
     expected = np.asarray(Image.open(coco / "val2017" / "01.jpg").resize((8, 8), box=(2, 0, 22, 20), resample=3))
     assert np.array_equal(test.images[1].permute(1, 2, 0).numpy(), expected)
@@ -152,6 +167,9 @@ def test_a_broken_list_of_coco_is_named(coco, text, says):
 
 
 def test_what_is_not_there_is_said(tmp_path):
+    assert f"There is no folder {tmp_path / 'nowhere'}" in said("coco", tmp_path / "nowhere")
+    (tmp_path / "a" / "Images").mkdir(parents=True)
+    assert "has no captions.txt or Flickr8k.token.txt" in said("flickr8k", tmp_path / "a")
     assert "has no Images or Flicker8k_Dataset" in said("flickr8k", tmp_path)
     assert "captions_train2017.json" in said("coco", tmp_path)
     assert "choose flickr8k:PATH or coco:PATH" in said("flickr30k", tmp_path)

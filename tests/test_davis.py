@@ -58,6 +58,26 @@ def test_clips_are_listed(root):
     assert "train.txt" in said(list_clips, root, "train")
 
 
+def test_the_list_of_a_split_may_be_in_another_folder_and_name_frames(root):
+    lists = root / "ImageSets"
+    (lists / "480p").mkdir()
+    lines = [f"/JPEGImages/480p/bear/{t:05}.jpg /Annotations/480p/bear/{t:05}.png" for t in range(T)]
+    for split in ("train", "val"):
+        (lists / "480p" / f"{split}.txt").write_text("\n".join(lines))
+    assert list_clips(root, "train") == ["bear"]
+    assert list_clips(root, "val") == ["swan"]  # 2017 comes first
+
+
+def test_a_list_without_clips_is_said(root):
+    file = root / "ImageSets" / "2017" / "val.txt"
+    file.write_text("\n")
+    assert f"{file} holds no clips" in said(list_clips, root, "val")
+    file.write_bytes(b"\xff\xfe")
+    assert f"{file} is no text" in said(list_clips, root, "val")
+    (root / "alone" / "JPEGImages").mkdir(parents=True)
+    assert "holds no clips" in said(list_clips, root / "alone")
+
+
 @pytest.mark.parametrize("level", ["480p", "."])
 def test_frames_and_masks_are_what_the_files_hold(tmp_path, level):
     clip(tmp_path, "swan", level)
@@ -108,6 +128,12 @@ def test_a_frame_that_is_broken_or_of_another_size_is_named(root):
     assert f"{frame} is of another size" in said(load_clip, root, "swan")
     frame.write_bytes(frame.read_bytes()[:100])
     assert f"{frame} cannot be read" in said(load_clip, root, "swan")
+
+
+def test_a_broken_mask_is_named(root):
+    mask = root / "Annotations" / "480p" / "swan" / "00002.png"
+    mask.write_bytes(mask.read_bytes()[:60])
+    assert f"{mask} cannot be read" in said(load_clip, root, "swan")
 
 
 def test_what_is_not_there_is_said(root, tmp_path):

@@ -1,7 +1,7 @@
 """Photographs with captions that people wrote: Flickr8k and COCO, in the folders they are published as.
 
     flickr8k:PATH   Images/ or Flicker8k_Dataset/ beside captions.txt (a table: image,caption) or Flickr8k.token.txt
-                    (name#number, a tab, the caption); Flickr_8k.trainImages.txt and so on where they are
+                    (name#number, a tab, the caption); beside that Flickr_8k.trainImages.txt, dev and test, all or none
     coco:PATH       train2017/ and val2017/ beside annotations/captions_train2017.json and captions_val2017.json
 
 Shapes: N images of S x S pixels.
@@ -32,10 +32,14 @@ class Captioned:
     """
 
     images: Tensor
-    captions: list[list[str]]
+    captions: tuple[tuple[str, ...], ...]
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def first(self, n: int) -> "Captioned":
+        """The first n images, or all if there are fewer."""
+        return Captioned(self.images[:n], self.captions[:n])
 
 
 def load_captions(name: str, split: str, size: int, most: int | None = None) -> Captioned:
@@ -45,7 +49,7 @@ def load_captions(name: str, split: str, size: int, most: int | None = None) -> 
         name: "flickr8k:PATH" or "coco:PATH".
         split: "train", "val" or "test". Without its split files Flickr8k keeps every tenth image, by name, for the
             last two; COCO has one part for both.
-        size: pixels a side to keep, short side resized and the middle cut out.
+        size: pixels a side to keep, short side resized and the middle cut out; smaller images are kept at theirs.
         most: images to read, the first of them; all if None.
 
     Raises:
@@ -63,7 +67,7 @@ def load_captions(name: str, split: str, size: int, most: int | None = None) -> 
     if not captions:
         raise InputError(f"The {split} part of {folder} has no captions.")
     files, images = read_images(list(captions), folder, size)
-    return Captioned(images, [captions[file] for file in files])
+    return Captioned(images, tuple(tuple(captions[file]) for file in files))
 
 
 def flickr8k(folder: Path, split: str) -> dict[Path, list[str]]:
@@ -71,9 +75,9 @@ def flickr8k(folder: Path, split: str) -> dict[Path, list[str]]:
     images = _first(folder, "Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
     listed = _first(folder, "captions.txt", "Flickr8k.token.txt", "Flickr8k_text/Flickr8k.token.txt")
     captions = _from_table(listed) if listed.name == "captions.txt" else _from_tokens(listed)
-    part = listed.with_name(f"Flickr_8k.{'dev' if split == 'val' else split}Images.txt")
-    if part.is_file():
-        names = [name.strip() for _, name in _lines(part) if name.strip()]
+    part = f"Flickr_8k.{'dev' if split == 'val' else split}Images.txt"
+    if any(listed.parent.glob("Flickr_8k.*Images.txt")):  # one without the others would let the parts overlap
+        names = [name.strip() for _, name in _lines(_first(listed.parent, part)) if name.strip()]
     else:
         names = [name for i, name in enumerate(sorted(captions)) if (i % 10 == 9) == (split != "train")]
     return {images / name: captions[name] for name in names if name in captions}
@@ -102,7 +106,7 @@ def coco(folder: Path, split: str) -> dict[Path, list[str]]:
 def _from_table(file: Path) -> dict[str, list[str]]:
     """Captions by image, from a table with a heading: image,caption."""
     captions: dict[str, list[str]] = {}
-    rows, number = csv.reader(line for _, line in _lines(file)), 1
+    rows, number = csv.reader((line for _, line in _lines(file)), strict=True), 1
     try:
         for row in rows:
             name, caption = row[0].strip() if row else "", ",".join(row[1:]).strip()  # commas need not be quoted
@@ -141,6 +145,8 @@ def _lines(file: Path) -> list[tuple[int, str]]:
 
 def _first(folder: Path, *names: str) -> Path:
     """The first of some files or folders that exists. Raises InputError if none does."""
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}; it should hold {' or '.join(names)}.")
     for name in names:
         if (folder / name).exists():
             return folder / name

@@ -9,7 +9,7 @@ In DAVIS 2016 the masks are 0 and 255, where 255 is the object; take those of 20
 Shapes: T frames of H x W pixels.
 """
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
@@ -28,18 +28,24 @@ def list_clips(root: Path, split: str | None = None) -> list[str]:
 
     Args:
         root: the folder that holds JPEGImages and Annotations.
-        split: the name of a list in ImageSets/2017, such as "train" or "val".
+        split: the name of a list in ImageSets/2017, or else in another folder of ImageSets, such as "train" or "val".
 
     Raises:
-        InputError: if there are no frames, or no such list.
+        InputError: if there is no folder of frames, no such list, or no clip in it.
     """
     frames = _level(root, "JPEGImages")
     if split is None:
-        return sorted(folder.name for folder in frames.iterdir() if folder.is_dir())
-    file = Path(root) / "ImageSets" / "2017" / f"{split}.txt"
-    if not file.is_file():
-        raise InputError(f"There is no list {file}; leave the split out to take all clips.")
-    return file.read_text(encoding="utf-8").split()
+        source, names = frames, sorted(folder.name for folder in frames.iterdir() if folder.is_dir())
+    else:
+        source = _split_file(Path(root) / "ImageSets", split)
+        try:
+            lines = source.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"{source} is no text in UTF-8; it should name a clip a line.") from None
+        names = list(dict.fromkeys(_clip_of(line.split()[0]) for line in lines if line.strip()))
+    if not names:
+        raise InputError(f"{source} holds no clips.")
+    return names
 
 
 def load_clip(root: Path, name: str, size: int | None = None) -> Clip:
@@ -70,6 +76,21 @@ def load_clip(root: Path, name: str, size: int | None = None) -> Clip:
     if odd:
         raise InputError(f"{odd} is of another size than {files[0]}; the frames of a clip are of one.")
     return Clip(*(torch.stack(part) for part in zip(*pairs)))
+
+
+def _split_file(lists: Path, split: str) -> Path:
+    """ImageSets/2017/SPLIT.txt, or the first other by name. Raises InputError if there is none."""
+    found = [lists / "2017" / f"{split}.txt", *sorted(lists.glob(f"*/{split}.txt"))]
+    for file in found:
+        if file.is_file():
+            return file
+    raise InputError(f"There is no list {found[0]}; leave the split out to take all clips.")
+
+
+def _clip_of(entry: str) -> str:
+    """The clip of an entry of a list: a name, or as in 2016 a frame, /JPEGImages/480p/CLIP/00000.jpg."""
+    path = PurePosixPath(entry)
+    return path.parent.name if path.suffix else path.name
 
 
 def _level(root: Path, part: str) -> Path:
