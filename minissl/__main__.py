@@ -13,6 +13,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from minissl import runs
+from minissl.data.sources import NAMES
 from minissl.errors import InputError
 from minissl.machine import choose_device
 from minissl.method import available, find
@@ -26,7 +27,7 @@ USAGE = f"""minissl: self-supervised vision, step by step
   python -m minissl show DIR
 
 METHOD is one of: {", ".join(available())}
-NAME is scenes, digits or folder:PATH (images, or class folders of images)
+NAME is {NAMES} (images, or class folders of images)
 python -m minissl train METHOD --help lists every option."""
 
 
@@ -44,7 +45,7 @@ def train_parser(method: str, preset: str) -> Parser:
     if preset not in kind.presets:
         raise InputError(f"There is no preset {preset!r}; choose one of {', '.join(kind.presets)}.")
     parser = Parser(prog=f"minissl train {method}", description=kind.__doc__.splitlines()[0])
-    parser.add_argument("--data", default="scenes", help="scenes, digits or folder:PATH")
+    parser.add_argument("--data", default="scenes", help=NAMES)
     parser.add_argument("--out", type=Path, help="the run's folder; runs/METHOD if not given")
     parser.add_argument("--device", help="cuda, mps or cpu; chosen if not given")
     parser.add_argument("--preset", default=preset, help="cpu learns in minutes on two cores, gpu is the paper's")

@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 
 from minissl.method import Batch
-from minissl.methods.dino import DINO, DINOHead, center_and_sharpen, cross_view_entropy, koleo, update_center
+from minissl.methods.dino import (
+    DINO,
+    DINOHead,
+    center_and_sharpen,
+    cross_view_entropy,
+    koleo,
+    sinkhorn_knopp,
+    update_center,
+)
 from tests.golden import tiny_vit, wave
 
 
@@ -190,14 +198,40 @@ def test_koleo_is_taken_crop_by_crop_of_the_students_class_tokens():
     assert terms["koleo"].item() == pytest.approx(sum(koleo(crop) for crop in seen[0].split(4)).item())
 
 
-@pytest.mark.parametrize("first", [False, True])
-def test_the_center_moves_before_or_after_it_is_used(first):
-    """With momentum 0 and the centre moved first, every prototype's mean logit of a batch is 0 before the softmax."""
-    method = DINO(tiny_vit(), size=16, local_crops=0, prototypes=8, hidden=8, bottleneck=4,
-                  center_momentum=0.0, center_first=first, teacher_temperature=0.5, warmup_temperature=0.5)  # fmt: skip
-    batch, logits = Batch(torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8), None), []
+def test_sinkhorn_knopp_is_the_authors():
+    q = sinkhorn_knopp(wave(6, 8, c=0.9, phase=0.2), 0.07)
+    row = [1.7152e-5, 0.33337560, 0.66656083, 2.4700e-5, 7.7856e-11, 2.96e-13, 8.41e-11, 2.1704e-5]
+    torch.testing.assert_close(q[0], torch.tensor(row, dtype=torch.float64), rtol=1e-3, atol=1e-8)
+    columns = [0.67647, 0.66177, 0.66677, 0.81802, 0.87459, 0.85606, 0.77187, 0.67445]
+    torch.testing.assert_close(q.sum(0), torch.tensor(columns, dtype=torch.float64), rtol=0, atol=1e-5)
+    torch.testing.assert_close(q.sum(1), torch.ones(6, dtype=torch.float64))
+
+
+def test_sinkhorn_knopp_equals_its_plain_description():
+    torch.manual_seed(0)
+    logits = torch.randn(12, 5, dtype=torch.float64)
+    q = (logits / 0.3).exp().T
+    q = q / q.sum()
+    for _ in range(4):
+        q = q / q.sum(1, keepdim=True) / 5
+        q = q / q.sum(0, keepdim=True) / 12
+    torch.testing.assert_close(sinkhorn_knopp(logits, 0.3, 4), (q * 12).T, rtol=1e-10, atol=1e-12)
+
+
+def test_sinkhorn_knopp_is_safe_where_the_authors_overflow():
+    huge = torch.tensor([[1000.0, 0.0, -7.0], [0.0, 1000.0, -7.0], [0.0, 0.0, -7.0]])
+    q = sinkhorn_knopp(huge, 0.07)
+    assert q.isfinite().all()
+    torch.testing.assert_close(q.sum(1), torch.ones(3))
+
+
+def test_with_sinkhorn_the_prototypes_of_a_batch_are_used_equally():
+    torch.manual_seed(0)
+    options = {"size": 16, "local_crops": 0, "prototypes": 4, "hidden": 8, "bottleneck": 4}
+    method = DINO(tiny_vit(), **options, sinkhorn=20, teacher_temperature=0.1, warmup_temperature=0.1)
+    batch, logits = Batch(torch.randint(0, 256, (8, 3, 20, 20), dtype=torch.uint8), None), []
     method.teacher["head"].register_forward_hook(lambda layer, inputs, output: logits.append(output))
     entropy = method.loss(batch, 0.5)["teacher_entropy"]
-    mean = logits[0].mean(0) if first else 0
-    torch.testing.assert_close(entropy, torch.special.entr(((logits[0] - mean) / 0.5).softmax(-1)).sum(-1).mean())
-    torch.testing.assert_close(method.center[0], logits[0].mean(0))
+    q = sinkhorn_knopp(logits[0], 0.1, 20)
+    torch.testing.assert_close(q.sum(0), torch.full((4,), 4.0), rtol=0.02, atol=0)
+    torch.testing.assert_close(entropy, torch.special.entr(q).sum(-1).mean())
