@@ -160,7 +160,12 @@ def score(encoder: nn.Module, train_set: Images, test_set: Images, size: int) ->
         maps = fine_attention(encoder, seen.images, size)
         masks = seen.masks.to(maps.device)
         metrics["attention_iou"] = float(attention_iou(maps.mean(dim=1, keepdim=True), masks).mean())
-        metrics["attention_share"] = float(attention_share(maps, masks).mean(dim=0).max())  # of the best head
+        shares = attention_share(maps, masks).mean(dim=0)  # (heads,)
+        elsewhere = attention_share(maps, masks.roll(1, dims=0)).mean(dim=0)  # on the place of another image's object
+        metrics["attention_share"] = float(shares.max())
+        metrics["attention_elsewhere"] = float(
+            elsewhere[shares.argmax()]
+        )  # a head that looks at the middle has as much
         metrics["object_share"] = float((masks > 0).float().mean())  # what attention spread evenly would have
     return metrics
 

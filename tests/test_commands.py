@@ -11,6 +11,7 @@ from PIL import Image
 
 from minissl.__main__ import main
 from minissl.checkpoint import load_tensors
+from minissl.method import find
 
 TINY = (
     "--image_size 16 --size 16 --local_size 8 --encoder.patch_size 8 --prototypes 32 --hidden 16 --bottleneck 8 "
@@ -126,7 +127,9 @@ def test_a_run_from_a_folder_of_classes(capsys, labelled, tmp_path):
 
     before = load_tensors(out / "checkpoint.safetensors")[0]
     assert "already holds a run of dino" in refused(capsys, words)
-    assert "a run with lr 0.001, not 0.5" in refused(capsys, [*words, "--resume", "--lr", "0.5"])
+    assert f"a run with lr {find('dino').presets['cpu']['lr']}, not 0.5" in refused(
+        capsys, [*words, "--resume", "--lr", "0.5"]
+    )
     digits = ["digits" if word.startswith("folder:") else word for word in words]
     assert "a run with data folder:" in refused(capsys, [*digits, "--resume"])
     assert main([*words, "--resume"]) == 0
