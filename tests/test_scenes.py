@@ -27,7 +27,7 @@ from minissl.data.shapes import KINDS
 from minissl.errors import InputError
 
 # Of Scenes("train", size=32, n=16). A change here is a change of the world: measure everything again.
-GOLDEN = {"images": "283a4f6ab0c60d9e", "masks": "96e8a56cf78be8f5", "things": "c81638c22db6a25f"}
+GOLDEN = {"images": "0f28397ec820abfa", "masks": "0021805592a965ab", "things": "a7df092fdb024dc2"}
 
 
 def digest(tensor):

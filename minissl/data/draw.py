@@ -121,8 +121,9 @@ def draw_thing(image: Tensor, parts: Tensor, at: Canvas, thing: Thing) -> tuple[
         rows = (thing.there & (thing.kind == kind)).nonzero()[:, 0]
         one, here = Thing(*(t[rows] for t in thing)), (at[0][rows], at[1][rows])
         pixels = wide(one.scale) * resolution(here)
-        drawn = _traces(image[rows], here, one)
-        image[rows], parts[rows] = _draw_parts(drawn, parts[rows], _pose(here, one), pixels, one, kind)
+        drawn, seen = _traces(image[rows], here, one), parts[rows]
+        _draw_parts(drawn, seen, _pose(here, one), pixels, one, kind)
+        image[rows], parts[rows] = drawn, seen
     return image, parts
 
 
@@ -141,21 +142,29 @@ def _pose(at: Canvas, thing: Thing) -> Canvas:
     return x, (y + 0.3 * sleeping) / (1 - 0.35 * sleeping) / (1 + 0.12 * jumping)
 
 
-def _draw_parts(
-    image: Tensor, parts: Tensor, at: Canvas, pixels: Tensor, thing: Thing, kind: int
-) -> tuple[Tensor, Tensor]:
-    main = torch.tensor(list(COLORS.values()), dtype=torch.float64)[thing.color] + thing.tint
-    main = main.clamp(0, 1)[..., None, None]  # (B, 3, 1, 1)
+def _draw_parts(image: Tensor, parts: Tensor, at: Canvas, pixels: Tensor, thing: Thing, kind: int) -> None:
+    """Both in place, and only at the P pixels near the object: most of a picture is not."""
+    main = (torch.tensor(list(COLORS.values()), dtype=torch.float64)[thing.color] + thing.tint).clamp(0, 1)  # (B, 3)
     paints = {"main": main, "dark": 0.68 * main, "light": 0.5 + 0.5 * main}
-    shade = (0.95 + 0.16 * at[1]).clamp(0.75, 1.1)  # light from above
+    near = (at[0].abs() < 1.15) & (at[1].abs() < 1.15)  # a kind lies within [-1, 1]; its soft edge a little beyond
+    where = near.flatten().nonzero()[:, 0]  # (P,)
+    scene = where // near[0].numel()
+    x, y, pixels = at[0].flatten()[where], at[1].flatten()[where], pixels.flatten()[scene]
+    whole = image.movedim(1, -1).flatten(0, 2)  # (B * S * S, 3)
+    colors, seen = whole[where], parts.view(-1)[where]  # (P, 3), (P,)
     for i, part in enumerate(list(KINDS.values())[kind]):
-        distance = part.distance(*at) * pixels
+        distance = part.distance(x, y) * pixels
+        on = (distance < 0.5).nonzero()[:, 0]
+        distance, u, v = distance[on], x[on], y[on]
         cover = (0.5 - distance).clamp(0, 1)
-        ink = 1 - 0.55 * (1 + (distance + 0.02 * pixels) / 1.2).clamp(0, 1)  # a dark line along the edge
-        color = paints[part.paint] if isinstance(part.paint, str) else rgb(*part.paint)
-        image = paint(image, cover, color * (shade * ink * part.texture(*at))[:, None])
-        parts = torch.where(cover > 0.5, i + 1, parts)
-    return image, parts
+        shade = (0.95 + 0.16 * v).clamp(0.75, 1.1)  # light from above
+        ink = 1 - 0.55 * (1 + (distance + 0.02 * pixels[on]) / 1.2).clamp(0, 1)  # a dark line along the edge
+        color = paints[part.paint][scene[on]] if isinstance(part.paint, str) else rgb(*part.paint).view(1, 3)
+        color = color * (shade * ink * part.texture(u, v))[:, None]
+        colors[on] = torch.lerp(colors[on], color, cover[:, None])
+        seen[on] = torch.where(cover > 0.5, i + 1, seen[on])
+    image.copy_(whole.index_copy(0, where, colors).view(*near.shape, 3).movedim(-1, 1))
+    parts.view(-1).index_copy_(0, where, seen)
 
 
 def _traces(image: Tensor, at: Canvas, thing: Thing) -> Tensor:

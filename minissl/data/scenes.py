@@ -28,7 +28,7 @@ FACTORS = {"object": OBJECTS, "color": tuple(COLORS), "action": ACTIONS, "place"
 SPLITS = ("train", "val", "test", "seen", "unseen")
 DRAWS = 80  # uniform numbers a scene is made of
 PLACE, OBJECT, SECOND, CLUTTER, BEFORE = range(5)  # what the map `things` tells apart
-CHUNK = 16  # scenes drawn at once: what fits into a core's cache
+PIXELS = 2**19  # drawn at once: fewer chunks wait for the interpreter, larger ones leave the cache
 
 CAPTIONS = (
     "a {color} {object} {doing} {where}",
@@ -93,18 +93,18 @@ def factors(draws: Tensor, split: str = "train") -> dict[str, Tensor]:
     return dict(zip(FACTORS, (kind, color, action, place)))
 
 
-def thing(dice: Dice, truth: dict[str, Tensor], scale: tuple, x: tuple, y: tuple) -> Thing:
+def thing(dice: Dice, truth: dict[str, Tensor], size: Tensor, x: Tensor, y: Tensor) -> Thing:
     """An object of known kind, colour and action, as its action poses it."""
     jumping, tumbling, sleeping = (
         (truth["action"] == ACTIONS.index(a)).double() for a in ("jumping", "tumbling", "sleeping")
     )
-    size = dice(*scale) * (1 - 0.12 * jumping)
+    size = size * (1 - 0.12 * jumping)
     return Thing(
         truth["object"], truth["color"], truth["action"], torch.ones_like(truth["object"], dtype=torch.bool),
-        x=dice(*x), y=dice(*y) - 0.1 * sleeping * size, scale=size,
+        x=x, y=y - 0.1 * sleeping * size, scale=size,
         side=torch.where(dice() < 0.5, -1.0, 1.0).double(),
-        turn=dice(-0.12, 0.12) + 0.3 * jumping + tumbling * dice(0.6, 1.3),
-        lift=(0.28 * jumping + 0.14 * tumbling) * size, width=dice(0.9, 1.12), tint=dice.many(3, -0.06, 0.06),
+        turn=dice(-0.2, 0.2) + 0.3 * jumping + tumbling * dice(0.6, 1.3),
+        lift=(0.28 * jumping + 0.14 * tumbling) * size, width=dice(0.85, 1.15), tint=dice.many(3, -0.06, 0.06),
     )  # fmt: skip
 
 
@@ -126,11 +126,12 @@ def render(draws: Tensor, truth: dict[str, Tensor], size: int) -> Drawn:
     masks = torch.zeros(len(draws), size, size, dtype=torch.uint8)
     things = torch.zeros_like(masks)
     image, things = draw_bits(image, things, at, bits(dice, 3, 0.4, (0.05, 0.12), (-0.95, 0.1)), CLUTTER)
-    main = thing(dice, truth, (0.66, 0.92), (-0.16, 0.16), (-0.12, 0.02))
+    tall = dice(0.42, 0.76)  # half its height; the smaller, the more room it has to be anywhere
+    main = thing(dice, truth, tall, x=(1.15 - tall) * dice(-1, 1), y=dice(tall - 1.0, 0.55 - 0.8 * tall))
     others = {"object": (truth["object"] + 1 + dice.pick(len(OBJECTS) - 1)) % len(OBJECTS)}  # of another kind
     others |= {"color": dice.pick(len(COLORS)), "action": torch.zeros_like(truth["object"])}
-    second = thing(dice, others, (0.26, 0.38), (0.5, 0.85), (-0.1, 0.6))
-    second = second._replace(x=-second.x * main.x.sign(), there=dice() < 0.25)
+    second = thing(dice, others, dice(0.26, 0.38), x=-dice(0.5, 0.85) * main.x.sign(), y=dice(-0.1, 0.6))
+    second = second._replace(there=dice() < 0.25)
     image, seen = draw_thing(image, torch.zeros_like(masks), at, second)
     things = torch.where(seen > 0, SECOND, things)
     image, masks = draw_thing(image, masks, at, main)
@@ -153,7 +154,7 @@ def render_all(draws: Tensor, truth: dict[str, Tensor], size: int) -> Drawn:
             whole[rows] = part
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(draw, order.split(CHUNK)))
+        list(pool.map(draw, order.split(max(1, PIXELS // size**2))))
     return out
 
 

@@ -4,7 +4,7 @@ A part is a signed distance (negative inside, positive outside, in units of the 
 at any resolution with soft edges and an outline, for a whole batch at once. `KINDS` lists the objects, back to front.
 Method: Quilez, 2D distance functions (https://iquilezles.org/articles/distfunctions2d).
 
-Shapes: x, y are (B, H, W), float64, in the object's own frame: x to its front, y up, the object within [-1, 1].
+Shapes: x, y are float64 of any one shape, in the object's own frame: x to its front, y up, the object within [-1, 1].
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Distance = Callable[[Tensor, Tensor], Tensor]  # x, y -> (B, H, W)
+Distance = Callable[[Tensor, Tensor], Tensor]  # x, y -> the same shape
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, degrees: float = 0.0) -> Distance:
