@@ -77,17 +77,24 @@ def save_training(path: Path, method: nn.Module, optimizer: torch.optim.Optimize
 
 def load_training(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a run back as `save_training` left it; returns its `info`. Raises InputError if it is of another method."""
-    tensors, info = load_tensors(path)
+    tensors, info = load_method(path, method)
     states: dict[int, dict[str, Tensor]] = {}
-    for name in [name for name in tensors if name.startswith("optimizer.")]:
+    for name, tensor in tensors.items():
         _, index, key = name.split(".")
-        states.setdefault(int(index), {})[key] = tensors.pop(name)
-    try:
-        method.load_state_dict({name.removeprefix("method."): t for name, t in tensors.items()})
-    except RuntimeError:
-        raise InputError(f"{path} holds another method or another encoder; choose another --out.") from None
+        states.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
     return info
+
+
+def load_method(path: Path, method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The first half of `load_training`: the method's state. Returns the tensors of the optimiser, and `info`."""
+    tensors, info = load_tensors(path)
+    state = {name.removeprefix("method."): t for name, t in tensors.items() if name.startswith("method.")}
+    try:
+        method.load_state_dict(state)
+    except RuntimeError:
+        raise InputError(f"{path} holds another method or another encoder; choose another --out.") from None
+    return {name: t for name, t in tensors.items() if name.startswith("optimizer.")}, info
 
 
 def need_space(folder: Path, size: int) -> None:

@@ -28,6 +28,7 @@ class Batch(NamedTuple):
 
     images: Tensor  # (B, 3, H, W) uint8
     labels: Tensor | None = None  # (B,) int64
+    captions: list[tuple[str, ...]] | None = None  # B images, each with all of its captions
 
 
 class Method(Protocol):
@@ -35,6 +36,9 @@ class Method(Protocol):
 
     `presets` holds, for "cpu" and for "gpu", the values that differ from the defaults of the method's constructor, of
     `vit.vit` (as "encoder.NAME") and of `train.TrainConfig`, each with its reason in a comment.
+
+    A method may also have `needs`, the names of what it needs of a `Batch` besides images, and `prepare(data)`, a look
+    at the training data (`data.Images`) before the first step; what it learns there belongs into its state.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]]

@@ -19,10 +19,11 @@ from torch import nn
 from minissl import checkpoint, pretrained, train
 from minissl.data import Images, load
 from minissl.errors import InputError
-from minissl.evaluate import attention_iou, attention_share, extract, fine_attention, knn, linear_probe, rank_me
+from minissl.evaluate import extract
 from minissl.machine import Plan, choose_device, choose_precision, fits
 from minissl.method import find
 from minissl.record import read_log
+from minissl.scores import score, score_text, watch
 from minissl.vit import vit
 
 
@@ -106,6 +107,7 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     )
     data, test = run.images("train"), run.images("test")
     check_data(run, data)
+    prepare(method, data)
     out.mkdir(parents=True, exist_ok=True)
     size = sum(t.nbytes for t in method.state_dict().values()) + 2 * sum(p.nbytes for p in method.parameters())
     checkpoint.need_space(out, 3 * size)
@@ -124,8 +126,17 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     return metrics
 
 
+def prepare(method: nn.Module, data: Images) -> None:
+    """Let a method that wants to look at its training data before the first step do so."""
+    if hasattr(method, "prepare"):
+        method.prepare(data)
+
+
 def check_data(run: Run, data: Images) -> None:
-    """Raises InputError if the images are too few or too small for the run."""
+    """Raises InputError if the images are too few or too small for the run, or lack what its method needs."""
+    for name in getattr(find(run.method), "needs", ()):
+        if getattr(data, name) is None:
+            raise InputError(f"{run.method} needs {name}, and {run.data} has none; choose another --data.")
     if run.loop["batch_size"] > len(data):
         raise InputError(
             f"A batch of {run.loop['batch_size']} is larger than the data ({len(data)} images); "
@@ -136,38 +147,6 @@ def check_data(run: Run, data: Images) -> None:
             f"The images are {data.size} pixels wide, smaller than a crop of {run.size}; "
             "give a smaller --size, or a larger --image_size."
         )
-
-
-def watch(encoder: nn.Module, train_set: Images, test_set: Images, size: int) -> dict[str, float]:
-    """A look while training: k-NN, or RankMe where there are no labels."""
-    features = extract(encoder, train_set.images, size)
-    if train_set.labels is None or test_set.labels is None:
-        return {"rank_me": rank_me(features)}
-    found = knn(features, train_set.labels, extract(encoder, test_set.images, size))
-    return {"knn": float((found == test_set.labels).float().mean())}
-
-
-def score(encoder: nn.Module, train_set: Images, test_set: Images, size: int) -> dict[str, float]:
-    """The numbers of one encoder: 20,000 training and 5,000 test images at most, k = 20."""
-    features, tests = (extract(encoder, x.images, size) for x in (train_set, test_set))
-    metrics = {"rank_me": rank_me(tests)}
-    if train_set.labels is not None and test_set.labels is not None:
-        for name, predict in (("knn", knn), ("linear", linear_probe)):
-            found = predict(features, train_set.labels, tests)
-            metrics[name] = float((found == test_set.labels).float().mean())
-    if test_set.masks is not None:
-        seen = test_set.some(500)
-        maps = fine_attention(encoder, seen.images, size)
-        masks = seen.masks.to(maps.device)
-        metrics["attention_iou"] = float(attention_iou(maps.mean(dim=1, keepdim=True), masks).mean())
-        shares = attention_share(maps, masks).mean(dim=0)  # (heads,)
-        elsewhere = attention_share(maps, masks.roll(1, dims=0)).mean(dim=0)  # on the place of another image's object
-        metrics["attention_share"] = float(shares.max())
-        metrics["attention_elsewhere"] = float(
-            elsewhere[shares.argmax()]
-        )  # a head that looks at the middle has as much
-        metrics["object_share"] = float((masks > 0).float().mean())  # what attention spread evenly would have
-    return metrics
 
 
 def measure(
@@ -188,13 +167,23 @@ def measure(
     parts = data or (run.images("train"), run.images("test"))
     parts = [part.some(n).to(device) for part, n in zip(parts, (20_000, 5_000))]
     ours, theirs = score(trained, *parts, run.size), score(_untrained(run).to(device), *parts, run.size)
+    if hasattr(find(run.method), "embed_text"):
+        ours |= score_text(load_method(out).to(device), parts[1], run.size)
     metrics = {"data": run.data, "train_images": len(parts[0]), "test_images": len(parts[1]), **ours}
     metrics |= {f"random_{name}": value for name, value in theirs.items()}
     checkpoint.write_json(out / "metrics.json", metrics)
-    print(f"{'':16}{'trained':>10}{'random':>10}   ({metrics['test_images']} test images of {run.data})")
+    print(f"{'':20}{'trained':>10}{'random':>10}   ({metrics['test_images']} test images of {run.data})")
     for name in ours:
-        print(f"{name:16}{ours[name]:10.3f}{theirs[name]:10.3f}")
+        print(f"{name:20}{ours[name]:10.3f}" + (f"{theirs[name]:10.3f}" if name in theirs else ""))
     return metrics
+
+
+def load_method(out: Path) -> nn.Module:
+    """The whole method of a run as it was last saved, in evaluation mode. Raises InputError if there is none."""
+    run, _ = read(out)
+    method = run.build()
+    checkpoint.load_method(out / "checkpoint.safetensors", method)
+    return method.eval().requires_grad_(False)
 
 
 def _untrained(run: Run) -> nn.Module:

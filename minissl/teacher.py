@@ -10,7 +10,7 @@ import math
 import torch
 from torch import nn
 
-from minissl.vit import DropPath
+from minissl.transformer import DropPath
 
 
 class Teacher(nn.Module):

@@ -115,11 +115,11 @@ def training_step(
     return {name: term.detach() for name, term in terms.items()}
 
 
-def orders(n: int, size: int, seed: int, step: int, device: torch.device) -> Iterator[Tensor]:
+def orders(n: int, size: int, seed: int, step: int) -> Iterator[Tensor]:
     """Rows (size,) of endless batches from `step` on: every epoch a new order that depends on (seed, epoch) only."""
     per_epoch = n // size
     for epoch in range(step // per_epoch, 1 << 62):
-        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n)).to(device)
+        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
         yield from order[step % per_epoch * size : per_epoch * size].split(size)
         step = 0
 
@@ -128,14 +128,15 @@ def batches(data, size: int, seed: int, step: int = 0, device: torch.device | No
     """Endless batches from `step` on, on the device.
 
     Args:
-        data: with `batches(orders) -> images, labels`, as `data.Images` has it, and the `device` it is on.
+        data: with `batches(orders)`, as `data.Images` has it, and the `device` it is on.
         size: images a batch.
         seed, step: what the order depends on.
         device: where batches are wanted; where the data is, if None.
     """
-    for images, labels in data.batches(orders(len(data), size, seed, step, data.device)):
-        images = images.to(device or data.device, non_blocking=True)
-        yield Batch(images, None if labels is None else labels.to(images.device, non_blocking=True))
+    device = device or data.device
+    for found in data.batches(orders(len(data), size, seed, step)):
+        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in found.items()}
+        yield Batch(**moved)
 
 
 def seed_step(seed: int, step: int) -> None:

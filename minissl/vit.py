@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from minissl.errors import InputError
 from minissl.method import Tokens
+from minissl.transformer import Block
 
 #        width, depth, heads; nano is ours, of one block: after a second one the patches have told each other what they
 #        show, and the class token may look anywhere for it; the others are DINO's and DINOv2's
@@ -30,75 +31,6 @@ SIZES = {
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
 }
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k' / sqrt(d)) v for (B, heads, T, d).
-
-    On a GPU the fused kernel; on a CPU, where its backward pass is slow for short sequences, the formula as it stands.
-    """
-    if q.is_cuda:
-        return F.scaled_dot_product_attention(q, k, v)
-    return (q * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1) @ v
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention."""
-
-    def __init__(self, dim: int, heads: int):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values of tokens (B, T, D), each (B, heads, T, D / heads)."""
-        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(attend(*self.split(x)).transpose(1, 2).flatten(2))
-
-
-class Mlp(nn.Module):
-    """Two layers with an exact GELU between them."""
-
-    def __init__(self, dim: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class DropPath(nn.Module):
-    """Leave a residual branch out for some images, while training (Huang et al., 2016, arXiv:1603.09382)."""
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
-            return x
-        keep = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
-        return x * keep / (1 - self.rate)
-
-
-class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, dim: int, heads: int, drop_path: float):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, 4 * dim)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class PatchEmbed(nn.Module):

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent / "minissl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ANCESTORS = {"dino": set(), "dinov2": {"dino"}, "dinov3": {"dino", "dinov2"}}  # "the literature"; no sibling
-FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "vit", "convnet", "parallel"}
+FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "vit", "convnet", "text", "parallel"}
 LOOPS = {"methods", "runs", "train", "record", "__main__"}
 MODELS = {"vit", "convnet", "method", "teacher", "augment", "views", "pretrained"}
 FORBIDDEN = {  # room: the rooms it may not import

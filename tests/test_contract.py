@@ -24,6 +24,8 @@ from minissl.vit import vit
 from tests.golden import tiny_vit
 
 SMALL = {"size": 16, "local_size": 8, "local_crops": 1, "prototypes": 32, "hidden": 16, "bottleneck": 8}
+SMALL |= {"embedding": 16, "text_width": 16, "text_depth": 2, "text_heads": 2, "length": 12, "vocabulary": 600}
+SAID = [("a dog",), ("a red cat", "a cat"), ("the sea",)]
 COMMAND = {"data", "out", "device", "preset", "resume", "image_size"}
 
 
@@ -42,7 +44,7 @@ def build(name, seed=0):
 def batch(n=6, size=20):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=generator)
-    return Batch(images, torch.arange(n) % 3)
+    return Batch(images, torch.arange(n) % 3, [SAID[i % 3] for i in range(n)])
 
 
 @pytest.fixture(params=available())
@@ -196,7 +198,7 @@ def fake_steps(method, config, size=256, steps=1, device="cuda", spoil=lambda me
         move(method, device)
         spoil(method)
         images = torch.zeros(4, 3, size, size, dtype=torch.uint8, device=device)
-        images = Batch(images, torch.zeros(4, dtype=torch.long, device=device))
+        images = Batch(images, torch.zeros(4, dtype=torch.long, device=device), [SAID[i % 3] for i in range(4)])
         optimizer = train.make_optimizer(method, config)
         backward = like_backward if device == "cuda" else torch.Tensor.backward
         with patch.object(torch.Tensor, "backward", backward):

@@ -20,7 +20,7 @@ AUGMENTATIONS = {
 
 @pytest.fixture(scope="module")
 def scenes():
-    return Scenes("train", 32, n=800)
+    return Scenes("train", 32, n=2400)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def test_the_table_says_what_chance_is(table, scenes):
     assert set(table) == {"chance", "nothing", *AUGMENTATIONS}
     assert {tuple(row) for row in table.values()} == {("color", "orientation", "position", "place")}
     assert [table["chance"][name] for name in ("color", "orientation", "position")] == [0.25] * 3
-    assert table["chance"]["place"] == scenes.factors["place"][400:].bincount().max() / 400
+    assert table["chance"]["place"] == scenes.factors["place"][1200:].bincount().max() / 1200
 
 
 def test_what_was_given_can_be_read_where_nothing_is_done(table):
@@ -46,9 +46,10 @@ def test_black_destroys_everything(table):
     assert all(table["black"][name] == 0.25 for name in ("color", "orientation", "position"))
 
 
-def test_greyscale_destroys_colour_but_not_orientation(table):
+def test_greyscale_destroys_colour_and_leaves_most_of_the_orientation(table):
+    """Not all of it: the light may come from anywhere, and the sky is known by its blue."""
     assert table["greyscale"]["color"] == pytest.approx(0.25, abs=0.05)
-    assert table["greyscale"]["orientation"] > 0.85 * table["nothing"]["orientation"]
+    assert table["greyscale"]["orientation"] - 0.25 > 0.5 * (table["nothing"]["orientation"] - 0.25)
 
 
 def test_flip_leaves_colour_and_takes_left_from_right(table):

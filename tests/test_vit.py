@@ -6,7 +6,8 @@ import torch.nn.functional as F
 
 from minissl.errors import InputError
 from minissl.method import Tokens
-from minissl.vit import DropPath, attend, vit
+from minissl.transformer import DropPath, attend
+from minissl.vit import vit
 from tests.golden import tiny_vit, wave
 
 DINO_NAMES = {

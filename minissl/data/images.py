@@ -4,8 +4,9 @@ Shapes: N images of S x S pixels.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -14,6 +15,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from minissl.errors import InputError
+
+
+class Factor(NamedTuple):
+    """One thing that is true of an image."""
+
+    labels: Tensor  # (N,) int64 indices into `classes`
+    classes: tuple[str, ...]
+    prompts: tuple[tuple[str, ...], ...]  # for each class, sentences that say it
 
 
 @dataclass(frozen=True)
@@ -25,12 +34,16 @@ class Images:
         labels: (N,) int64 indices into `classes`, or None.
         classes: names.
         masks: (N, S, S) uint8, 0 where the background is, or None.
+        captions: of each image, all of its captions, or None.
+        factors: what else is known of each image, by name.
     """
 
     images: Tensor
     labels: Tensor | None = None
     classes: tuple[str, ...] = ()
     masks: Tensor | None = None
+    captions: tuple[tuple[str, ...], ...] | None = None
+    factors: dict[str, Factor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -49,16 +62,29 @@ class Images:
     def device(self) -> torch.device:
         return self.images.device
 
-    def batches(self, orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Images (B, 3, S, S) and labels (B,) of each order of rows (B,), on the device of the images."""
+    def batches(self, orders: Iterable[Tensor]) -> Iterator[dict[str, Any]]:
+        """What a `method.Batch` holds, for each order of rows (B,), on the device of the images."""
         for rows in orders:
-            yield self.images[rows], None if self.labels is None else self.labels[rows]
+            there = rows.to(self.device, non_blocking=True)
+            labels = None if self.labels is None else self.labels[there]
+            captions = None if self.captions is None else [self.captions[row] for row in rows.tolist()]
+            yield {"images": self.images[there], "labels": labels, "captions": captions}
+
+    def take(self, rows: Tensor) -> "Images":
+        """Those of some rows (n,)."""
+        parts = {name: getattr(self, name) for name in ("images", "labels", "masks")}
+        parts = {name: None if part is None else part[rows] for name, part in parts.items()}
+        captions = None if self.captions is None else tuple(self.captions[row] for row in rows.tolist())
+        factors = {name: f._replace(labels=f.labels[rows]) for name, f in self.factors.items()}
+        return replace(self, **parts, captions=captions, factors=factors)
 
     def some(self, n: int) -> "Images":
         """At most n of them, evenly spaced: a folder's images come class by class, and all classes should be there."""
-        rows = torch.arange(min(n, len(self))) * len(self) // min(n, len(self))
-        parts = {name: getattr(self, name) for name in ("images", "labels", "masks")}
-        return replace(self, **{name: None if part is None else part[rows] for name, part in parts.items()})
+        return self.take(torch.arange(min(n, len(self))) * len(self) // min(n, len(self)))
+
+    def known_as(self, factor: str) -> "Images":
+        """The same images with another factor as their labels."""
+        return replace(self, labels=self.factors[factor].labels, classes=self.factors[factor].classes)
 
     def to(self, device: torch.device) -> "Images":
         """The images and labels on a device; masks stay, they are only looked at."""

@@ -21,6 +21,7 @@ from torch import Tensor
 from minissl.data.draw import ACTIONS, COLORS, Bits, Thing, canvas, draw_bits, draw_place, draw_thing, shine
 from minissl.data.places import PLACES
 from minissl.data.shapes import KINDS
+from minissl.data.words import CAPTIONS, describe
 from minissl.errors import InputError
 
 OBJECTS = tuple(KINDS)
@@ -29,17 +30,6 @@ SPLITS = ("train", "val", "test", "seen", "unseen")
 DRAWS = 80  # uniform numbers a scene is made of
 PLACE, OBJECT, SECOND, CLUTTER, BEFORE = range(5)  # what the map `things` tells apart
 PIXELS = 2**19  # drawn at once: fewer chunks wait for the interpreter, larger ones leave the cache
-
-CAPTIONS = (
-    "a {color} {object} {doing} {where}",
-    "{where}, a {color} {object} is {doing}",
-    "a picture of a {color} {object} that is {doing} {where}",
-    "the {object} {doing} {where} is {color}",
-    "one {object}, {color}, {doing} {where}",
-    "{doing} {where}: a {color} {object}",
-)
-_WHERE = dict(zip(PLACES, ("in a snowy field", "on a beach", "in a desert", "in a forest", "in a city",
-                           "in the sea", "on the moon", "in a meadow")))  # fmt: skip
 
 
 class Drawn(NamedTuple):
@@ -103,8 +93,8 @@ def thing(dice: Dice, truth: dict[str, Tensor], size: Tensor, x: Tensor, y: Tens
         truth["object"], truth["color"], truth["action"], torch.ones_like(truth["object"], dtype=torch.bool),
         x=x, y=y - 0.1 * sleeping * size, scale=size,
         side=torch.where(dice() < 0.5, -1.0, 1.0).double(),
-        turn=dice(-0.2, 0.2) + 0.3 * jumping + tumbling * dice(0.6, 1.3),
-        lift=(0.28 * jumping + 0.14 * tumbling) * size, width=dice(0.85, 1.15), tint=dice.many(3, -0.06, 0.06),
+        turn=dice(-0.4, 0.4) + 0.3 * jumping + tumbling * dice(0.6, 1.3),
+        lift=(0.28 * jumping + 0.14 * tumbling) * size, width=dice(0.75, 1.25), tint=dice.many(3, -0.06, 0.06),
     )  # fmt: skip
 
 
@@ -121,13 +111,13 @@ def render(draws: Tensor, truth: dict[str, Tensor], size: int) -> Drawn:
     at = canvas(len(draws), size)
     image = draw_place(
         at, truth["place"], horizon=dice(-0.35, 0.15), look=dice.many(3).T, haze=dice.many(3, 0.35, 0.85),
-        thick=dice(0.35, 0.65),
+        thick=dice(0.15, 0.55),
     )  # fmt: skip
     masks = torch.zeros(len(draws), size, size, dtype=torch.uint8)
     things = torch.zeros_like(masks)
     image, things = draw_bits(image, things, at, bits(dice, 3, 0.4, (0.05, 0.12), (-0.95, 0.1)), CLUTTER)
-    tall = dice(0.42, 0.76)  # half its height; the smaller, the more room it has to be anywhere
-    main = thing(dice, truth, tall, x=(1.15 - tall) * dice(-1, 1), y=dice(tall - 1.0, 0.55 - 0.8 * tall))
+    tall = dice(0.58, 0.9)  # half its height; the smaller, the more room it has to be anywhere
+    main = thing(dice, truth, tall, x=(0.85 - 0.5 * tall) * dice(-1, 1), y=dice(-0.33, 0.66 - 0.6 * tall))
     others = {"object": (truth["object"] + 1 + dice.pick(len(OBJECTS) - 1)) % len(OBJECTS)}  # of another kind
     others |= {"color": dice.pick(len(COLORS)), "action": torch.zeros_like(truth["object"])}
     second = thing(dice, others, dice(0.26, 0.38), x=-dice(0.5, 0.85) * main.x.sign(), y=dice(-0.1, 0.6))
@@ -139,7 +129,7 @@ def render(draws: Tensor, truth: dict[str, Tensor], size: int) -> Drawn:
     before = bits(dice, 2, 0.25, (0.16, 0.3), (-1.1, -0.55))
     image, things = draw_bits(image, things, at, before, BEFORE)
     masks = torch.where(things == OBJECT, masks, 0)
-    light = shine(image, angle=dice(0, 2 * np.pi), tilt=dice(0, 0.18), warmth=dice(-0.09, 0.09), gain=dice(0.72, 1.08))
+    light = shine(image, angle=dice(0, 2 * np.pi), tilt=dice(0, 0.5), warmth=dice(-0.09, 0.09), gain=dice(0.45, 1.15))
     return Drawn(light, masks, things)
 
 
@@ -175,7 +165,7 @@ class Scenes:
         masks: (n, size, size) uint8, 0 or 1 + i where the i-th part of the object (`part_names`) is seen.
         things: (n, size, size) uint8, PLACE, OBJECT, SECOND, CLUTTER or BEFORE.
         boxes: (n, 4) int64, left, top, right, bottom of what is seen of the object, the last two not inside.
-        captions: n strings, one of the paraphrases in `CAPTIONS` each.
+        captions: for each scene all the ways `words.CAPTIONS` says it.
     """
 
     classes = OBJECTS
@@ -214,14 +204,15 @@ class Scenes:
     def boxes(self) -> Tensor:
         return boxes(self.masks > 0)
 
-    @property
-    def captions(self) -> list[str]:
-        return [self.describe(i, int(self.draws[i, -1] * len(CAPTIONS))) for i in range(self.n)]
-
-    def describe(self, index: int, paraphrase: int = 0) -> str:
-        """One of the ways to say what scene `index` shows."""
-        words = {name: FACTORS[name][int(values[index])] for name, values in self.factors.items()}
-        return CAPTIONS[paraphrase].format(**words, doing=words["action"], where=_WHERE[words["place"]])
+    @cached_property
+    def captions(self) -> tuple[tuple[str, ...], ...]:
+        known: dict[tuple[int, ...], tuple[str, ...]] = {}  # there are fewer things to say than scenes
+        truths = list(zip(*(self.factors[name].tolist() for name in FACTORS)))
+        for truth in truths:
+            if truth not in known:
+                words = {name: FACTORS[name][i] for name, i in zip(FACTORS, truth)}
+                known[truth] = tuple(describe(i, **words) for i in range(len(CAPTIONS)))
+        return tuple(known[truth] for truth in truths)
 
 
 def part_names(kind: str) -> tuple[str, ...]:

@@ -77,43 +77,43 @@ def above(shape: Distance, floor: float) -> Distance:
     return lambda x, y: torch.maximum(shape(x, y), floor - y)
 
 
-# Textures: a factor on the colour, between 0.6 and 1.15.
+# Textures: a factor on the colour, between 0.1 and 1.4.
 
 
 def stripes(x: Tensor, y: Tensor) -> Tensor:
-    return 0.85 + 0.28 * torch.sin(13 * x).clamp(-0.6, 0.6) / 0.6
+    return 0.7 + 0.56 * torch.sin(13 * x).clamp(-0.6, 0.6) / 0.6
 
 
 def bands(x: Tensor, y: Tensor) -> Tensor:
-    return 0.85 + 0.28 * torch.sin(13 * y).clamp(-0.5, 0.5) / 0.5
+    return 0.7 + 0.56 * torch.sin(13 * y).clamp(-0.5, 0.5) / 0.5
 
 
 def scales(x: Tensor, y: Tensor) -> Tensor:
-    return 0.9 + 0.3 * torch.sin(9 * x + 6 * y) * torch.sin(9 * x - 6 * y + 2)
+    return 0.8 + 0.6 * torch.sin(9 * x + 6 * y) * torch.sin(9 * x - 6 * y + 2)
 
 
 def spots(x: Tensor, y: Tensor) -> Tensor:
-    return 0.8 + 0.8 * (torch.sin(8 * x + 1) * torch.sin(8 * y + 0.5)).clamp(0.25, 0.75) - 0.2
+    return 0.2 + 1.6 * (torch.sin(8 * x + 1) * torch.sin(8 * y + 0.5)).clamp(0.25, 0.75)
 
 
 def bricks(x: Tensor, y: Tensor) -> Tensor:
     odd = torch.floor(y * 3.5) * 0.5
     joints = torch.maximum(torch.cos(7 * math.pi * y), torch.cos(2 * math.pi * (1.8 * x + odd)))
-    return 1.05 - 0.5 * (joints > 0.75)
+    return 1.1 - 1.0 * (joints > 0.75)
 
 
 def spiral(x: Tensor, y: Tensor) -> Tensor:
     x, y = x + 0.1, y - 0.15
     radius = torch.sqrt(x * x + y * y)
-    return 0.85 + 0.3 * torch.sin(15 * radius - torch.atan2(y, x)).clamp(-0.6, 0.6) / 0.6
+    return 0.7 + 0.6 * torch.sin(15 * radius - torch.atan2(y, x)).clamp(-0.6, 0.6) / 0.6
 
 
 def checks(x: Tensor, y: Tensor) -> Tensor:
-    return 0.88 + 0.24 * (torch.sin(9 * x) * torch.sin(9 * y)).clamp(-0.2, 0.2) / 0.2
+    return 0.76 + 0.48 * (torch.sin(9 * x) * torch.sin(9 * y)).clamp(-0.2, 0.2) / 0.2
 
 
 def feathers(x: Tensor, y: Tensor) -> Tensor:
-    return 0.88 + 0.26 * torch.sin(12 * y + 7 * torch.sin(6 * x).abs()).clamp(-0.6, 0.6) / 0.6
+    return 0.76 + 0.52 * torch.sin(12 * y + 7 * torch.sin(6 * x).abs()).clamp(-0.6, 0.6) / 0.6
 
 
 def plain(x: Tensor, y: Tensor) -> Tensor:

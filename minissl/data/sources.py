@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 from torch.nn.functional import interpolate
 
+from minissl.data.captions import load_captions
 from minissl.data.downloads import DOWNLOADS, cifar10, imagenette, pets, stl10, stl10_unlabelled
 from minissl.data.folder import load_folder
-from minissl.data.images import Images
-from minissl.data.scenes import Scenes
+from minissl.data.images import Factor, Images
+from minissl.data.scenes import FACTORS, Scenes
+from minissl.data.words import prompts
 from minissl.errors import InputError
 
 DOWNLOADED = {
@@ -21,7 +23,8 @@ DOWNLOADED = {
     "imagenette": imagenette,
     "pets": pets,
 }
-NAMES = f"scenes, digits, {', '.join(DOWNLOADED)} or folder:PATH"
+CAPTIONED = ("flickr8k", "coco")
+NAMES = f"scenes, scenes:FACTOR, digits, {', '.join(DOWNLOADED)}, folder:PATH, flickr8k:PATH or coco:PATH"
 
 
 def load(name: str, split: str, size: int, seed: int = 0, at_least: int = 1, root: Path = DOWNLOADS) -> Images:
@@ -41,14 +44,37 @@ def load(name: str, split: str, size: int, seed: int = 0, at_least: int = 1, roo
     """
     if name.startswith("folder:"):
         return load_folder(Path(name.removeprefix("folder:")).expanduser(), split, size, at_least)
-    if name == "scenes":
-        scenes = Scenes(split, size, seed=seed)
-        return Images(scenes.images, scenes.labels, scenes.classes, scenes.masks)
+    if name.split(":")[0] == "scenes":
+        return load_scenes(name.removeprefix("scenes").removeprefix(":"), split, size, seed)
+    if name.split(":")[0] in CAPTIONED:
+        found = load_captions(name, split, size)
+        return Images(found.images, captions=found.captions)
     if name == "digits":
         return load_digits(split, size)
     if name in DOWNLOADED:
         return DOWNLOADED[name](split, size, root=root)
     raise InputError(f"There is no data set {name!r}; choose {NAMES}.")
+
+
+def load_scenes(kind: str, split: str, size: int, seed: int) -> Images:
+    """The embedded world.
+
+    Args:
+        kind: "" for scenes labelled by their object; "color", "action" or "place" for another factor as the label;
+            "compositions" for a training split in which every object misses a colour and an action, and a test split
+            of just those.
+        split, size, seed: as for `load`.
+    """
+    if kind not in ("", "compositions", *FACTORS):
+        raise InputError(
+            f"There are no scenes:{kind}; choose scenes:compositions or scenes:{', scenes:'.join(FACTORS)}."
+        )
+    if kind == "compositions":
+        split = {"train": "seen", "test": "unseen"}[split]
+    scenes = Scenes(split, size, seed=seed)
+    factors = {name: Factor(scenes.factors[name], FACTORS[name], prompts(name, FACTORS)) for name in FACTORS}
+    images = Images(scenes.images, scenes.labels, scenes.classes, scenes.masks, scenes.captions, factors)
+    return images.known_as(kind) if kind in FACTORS else images
 
 
 def load_digits(split: str, size: int) -> Images:

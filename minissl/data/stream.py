@@ -35,6 +35,7 @@ class Files:
     classes: tuple[str, ...] = ()
     workers: int = 4
     masks: None = None
+    captions: None = None
 
     nbytes = 0  # that a device would have to hold
     device = torch.device("cpu")
@@ -65,13 +66,14 @@ class Files:
                 return pixels
         raise InputError("None of the files is an image that can be read.")
 
-    def batches(self, orders: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Images and labels of each order of rows, decoded ahead."""
+    def batches(self, orders: Iterable[Tensor]) -> Iterator[dict[str, Tensor | None]]:
+        """Images and labels of each order of rows (B,), decoded ahead."""
         pin = torch.cuda.is_available()
         loader = DataLoader(
             self, sampler=orders, batch_size=None, num_workers=self.workers, pin_memory=pin, collate_fn=_as_it_is
         )
-        return iter(loader)
+        for images, labels in loader:
+            yield {"images": images, "labels": labels, "captions": None}
 
 
 def _as_it_is(batch: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:

@@ -4,15 +4,20 @@ from minissl.evaluate.attention import attention_iou, attention_share, fine_atte
 from minissl.evaluate.classify import knn, linear_probe
 from minissl.evaluate.destroy import what_survives
 from minissl.evaluate.features import extract, rank_me
+from minissl.evaluate.zero_shot import class_vectors, in_templates, retrieval, zero_shot
 
 __all__ = [
     "attention_iou",
     "attention_share",
+    "class_vectors",
     "extract",
     "fine_attention",
+    "in_templates",
     "knn",
     "linear_probe",
     "mass_mask",
     "rank_me",
+    "retrieval",
     "what_survives",
+    "zero_shot",
 ]

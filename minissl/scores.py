@@ -1,0 +1,105 @@
+"""The numbers of one encoder on one data set: what `metrics.json` holds.
+
+All methods are measured alike: 20,000 training and 5,000 test images at most, k = 20, frozen features.
+"""
+
+from torch import Tensor, nn
+
+from minissl.data import Images
+from minissl.evaluate import (
+    attention_iou,
+    attention_share,
+    class_vectors,
+    extract,
+    fine_attention,
+    in_templates,
+    knn,
+    linear_probe,
+    rank_me,
+    retrieval,
+    zero_shot,
+)
+from minissl.method import Tokens
+
+
+def accuracy(found: Tensor, true: Tensor) -> float:
+    return float((found == true).float().mean())
+
+
+def watch(encoder: nn.Module, train_set: Images, test_set: Images, size: int) -> dict[str, float]:
+    """A look while training: k-NN, or RankMe where there are no labels."""
+    features = extract(encoder, train_set.images, size)
+    if train_set.labels is None or test_set.labels is None:
+        return {"rank_me": rank_me(features)}
+    found = knn(features, train_set.labels, extract(encoder, test_set.images, size))
+    return {"knn": accuracy(found, test_set.labels)}
+
+
+def score(encoder: nn.Module, train_set: Images, test_set: Images, size: int) -> dict[str, float]:
+    """k-NN and a linear classifier on the labels and on every other factor that is known, rank, attention.
+
+    Args:
+        encoder: images -> Tokens.
+        train_set, test_set: on the encoder's device.
+        size: pixels the encoder sees.
+    """
+    features, tests = (extract(encoder, x.images, size) for x in (train_set, test_set))
+    metrics = {"rank_me": rank_me(tests)}
+    if train_set.labels is not None and test_set.labels is not None:
+        metrics["knn"] = accuracy(knn(features, train_set.labels, tests), test_set.labels)
+        metrics["linear"] = accuracy(linear_probe(features, train_set.labels, tests), test_set.labels)
+    for name, factor in train_set.factors.items():
+        labels, truth = factor.labels.to(tests.device), test_set.factors[name].labels.to(tests.device)
+        metrics[f"linear_{name}"] = accuracy(linear_probe(features, labels, tests), truth)
+    return metrics | (score_attention(encoder, test_set.some(500), size) if test_set.masks is not None else {})
+
+
+def score_attention(encoder: nn.Module, images: Images, size: int) -> dict[str, float]:
+    """Where the class token looks, against the true masks."""
+    maps = fine_attention(encoder, images.images, size)
+    masks = images.masks.to(maps.device)
+    shares = attention_share(maps, masks).mean(dim=0)  # (heads,)
+    elsewhere = attention_share(maps, masks.roll(1, dims=0)).mean(dim=0)  # on the place of another image's object
+    return {
+        "attention_iou": float(attention_iou(maps.mean(dim=1, keepdim=True), masks).mean()),
+        "attention_share": float(shares.max()),
+        "attention_elsewhere": float(elsewhere[shares.argmax()]),  # a head that looks at the middle has as much
+        "object_share": float((masks > 0).float().mean()),  # what attention spread evenly would have
+    }
+
+
+def score_text(method: nn.Module, images: Images, size: int) -> dict[str, float]:
+    """What a method can do that embeds images and sentences alike: zero-shot classification, and retrieval.
+
+    Args:
+        method: with `encoder`, `embed_images` and `embed_text`.
+        images: on its device, with classes, factors or captions.
+        size: pixels the encoder sees.
+    """
+    vectors, metrics = extract(_Shared(method), images.images, size), {}
+    prompts = {name: factor.prompts for name, factor in images.factors.items()}
+    labels = {name: factor.labels for name, factor in images.factors.items()}
+    if not prompts and images.labels is not None:
+        prompts, labels = {"classes": in_templates(images.classes)}, {"classes": images.labels}
+    for name in prompts:
+        found = zero_shot(vectors, class_vectors(method.embed_text, prompts[name]))
+        metrics[f"zero_shot_{name}"] = accuracy(found, labels[name].to(found.device))
+    if images.captions is not None and len(images) >= 100:
+        number = {texts: i for i, texts in enumerate(dict.fromkeys(images.captions))}
+        true = images.labels.new_tensor([number[texts] for texts in images.captions])
+        sentences = class_vectors(method.embed_text, [texts[:1] for texts in images.captions])
+        metrics["image_to_text"] = retrieval(vectors, sentences, true)
+        metrics["text_to_image"] = retrieval(sentences, vectors, true)
+    return metrics
+
+
+class _Shared(nn.Module):
+    """The image half of a method as an encoder whose vector is in the space it shares with sentences."""
+
+    def __init__(self, method: nn.Module):
+        super().__init__()
+        self.method = method
+
+    def forward(self, images: Tensor) -> Tokens:
+        vectors = self.method.embed_images(images)  # (B, E)
+        return Tokens(vectors, vectors[:, None, None])

@@ -1,0 +1,100 @@
+"""The transformer's parts: attention, a perceptron, and the block of both.
+
+Vaswani et al., Attention Is All You Need, 2017 (arXiv:1706.03762), with the norms before the branches. Parameters have
+the names of the official DINO family. The same block reads patches (`vit`) and words (`text`).
+
+Shapes: B sequences of T tokens, width D, d = D / heads.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """softmax(q k' / sqrt(d)) v for (B, heads, T, d); if causal, a token sees itself and those before it.
+
+    On a GPU the fused kernel; on a CPU, where its backward pass is slow for short sequences, the formula as it stands.
+    """
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+    weights = q * q.shape[-1] ** -0.5 @ k.mT  # (B, heads, T, T)
+    if causal:
+        later = torch.ones(weights.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        weights = weights.masked_fill(later, -torch.inf)
+    return weights.softmax(dim=-1) @ v
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """CLIP's approximation of the GELU."""
+    return x * torch.sigmoid(1.702 * x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, dim: int, heads: int, causal: bool = False):
+        super().__init__()
+        self.heads, self.causal = heads, causal
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens (B, T, D), each (B, heads, T, D / heads)."""
+        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(attend(*self.split(x), self.causal).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two layers with an exact GELU, or another activation, between them."""
+
+    def __init__(self, dim: int, hidden: int, activation: Callable[[Tensor], Tensor] = F.gelu):
+        super().__init__()
+        self.activation = activation
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Leave a residual branch out for some images, while training (Huang et al., 2016, arXiv:1603.09382)."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
+        return x * keep / (1 - self.rate)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        drop_path: float = 0.0,
+        causal: bool = False,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
+        eps: float = 1e-6,
+    ):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, heads, causal)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, 4 * dim, activation)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path(self.attn(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
