@@ -20,7 +20,7 @@ OUT ?= runs/chapter3
 OPTIONS ?=
 FOLDER ?=
 
-.PHONY: help setup chapter3 lab test test-fast check format calibration bench-views clean
+.PHONY: help setup chapter1 chapter2 chapter3 lab test test-fast check format calibration bench-views clean
 
 help:  ## this list
 	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
@@ -36,6 +36,20 @@ setup: $(READY)  ## install everything into .venv (once; later targets do it by 
 .venv/ready-test: .venv/ready
 	$(PYTHON) -m pip install --quiet --editable .[lab,test]
 	$(PYTHON) -c "open('.venv/ready-test', 'w')"
+
+chapter1: $(READY)  ## transfer learning: train with labels, adapt to new ones (10 minutes, runs/chapter1)
+	$(PYTHON) -m minissl train transfer --data scenes:known --out runs/chapter1/known --resume
+	$(PYTHON) -m minissl few runs/chapter1/known --data scenes:new
+	$(PYTHON) -m minissl train transfer --minutes 2 --out runs/chapter1/objects --resume
+	$(PYTHON) -m minissl train transfer --minutes 2 --targets '["object", "color", "action", "place"]' --out runs/chapter1/everything --resume
+	$(PYTHON) -m minissl compare runs/chapter1/objects runs/chapter1/everything --out runs/chapter1/compare.png
+
+chapter2: $(READY)  ## CLIP: images and sentences, and what labels forget (10 minutes, runs/chapter2)
+	$(PYTHON) -m minissl train clip --data scenes:compositions --out runs/chapter2/clip --resume
+	$(PYTHON) -m minissl evaluate runs/chapter2/clip --data scenes
+	$(PYTHON) -m minissl train transfer --data scenes:compositions --minutes 4 --out runs/chapter2/objects --resume
+	$(PYTHON) -m minissl evaluate runs/chapter2/objects --data scenes
+	$(PYTHON) -m minissl compare runs/chapter2/objects runs/chapter2/clip --out runs/chapter2/compare.png
 
 chapter3: $(READY)  ## train a small DINO from nothing to pictures (DATA=scenes OUT=runs/chapter3 OPTIONS=)
 	$(PYTHON) -m minissl train dino --data $(DATA) --out $(OUT) --resume $(OPTIONS)

@@ -1,7 +1,7 @@
-"""python -m minissl train METHOD | evaluate DIR | show DIR
+"""python -m minissl train METHOD | evaluate DIR | show DIR | compare DIR DIR ... | few DIR
 
-Every option is an argument of a constructor: the method's, `vit.vit`'s (as --encoder.NAME) and `train.TrainConfig`'s.
-Their defaults are the paper's; a preset replaces those that the hardware cannot afford.
+Every option is an argument of the method's constructor, of `encoders.make_encoder` (as --encoder.NAME) or of
+`train.TrainConfig`. Their defaults are the paper's; a preset replaces those that the hardware cannot afford.
 """
 
 import re
@@ -12,19 +12,21 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from minissl import runs
+from minissl import reports, runs
 from minissl.data.sources import NAMES
+from minissl.encoders import make_encoder
 from minissl.errors import InputError
 from minissl.machine import choose_device
 from minissl.method import available, find
 from minissl.train import TrainConfig
-from minissl.vit import vit
 
 USAGE = f"""minissl: self-supervised vision, step by step
 
   python -m minissl train METHOD [--data NAME] [--out DIR] [--preset cpu|gpu] [--minutes M] [--resume]
   python -m minissl evaluate DIR [--data NAME]
   python -m minissl show DIR
+  python -m minissl compare DIR DIR ... --out FILE.png
+  python -m minissl few DIR --data NAME
 
 METHOD is one of: {", ".join(available())}
 NAME is {NAMES} (images, or class folders of images)
@@ -53,7 +55,7 @@ def train_parser(method: str, preset: str) -> Parser:
     parser.add_argument("--image_size", type=int, default=256, help="pixels a side the images are kept at")
     parser.add_class_arguments(TrainConfig)
     parser.add_class_arguments(kind, skip={"encoder"})
-    parser.add_function_arguments(vit, "encoder", skip={"img_size"})
+    parser.add_function_arguments(make_encoder, "encoder", skip={"img_size"})
     parser.set_defaults(kind.presets[preset])
     return parser
 
@@ -92,9 +94,28 @@ def show(words: list[str]) -> None:
     runs.show(parser.parse_args(words).dir)
 
 
+def compare(words: list[str]) -> None:
+    """`compare DIR DIR ... [--out FILE.png]`."""
+    parser = Parser(prog="minissl compare", description=reports.compare.__doc__.splitlines()[0])
+    parser.add_argument("dirs", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, default=Path("runs/compare.png"), help="the picture")
+    asked = parser.parse_args(words)
+    reports.compare(asked.dirs, asked.out)
+
+
+def few(words: list[str]) -> None:
+    """`few DIR --data NAME [--seeds N]`."""
+    parser = Parser(prog="minissl few", description=reports.few.__doc__.splitlines()[0])
+    parser.add_argument("dir", type=Path)
+    parser.add_argument("--data", default="scenes:new", help="the task the few labels are of")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of the labels")
+    asked = parser.parse_args(words)
+    reports.few(asked.dir, asked.data, asked.dir / "few_labels.png", asked.seeds)
+
+
 def main(words: list[str]) -> int:
     """Run a command; returns the exit code: 0 done, 2 bad input, 130 stopped by Ctrl-C."""
-    commands = {"train": train, "evaluate": evaluate, "show": show}
+    commands = {"train": train, "evaluate": evaluate, "show": show, "compare": compare, "few": few}
     try:
         if not words or words[0] in ("-h", "--help"):
             print(USAGE)

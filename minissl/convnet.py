@@ -7,8 +7,10 @@ Shapes: B images of H x W pixels, a map of h x w positions, D channels.
 
 import itertools
 
+import torchvision
 from torch import Tensor, nn
 
+from minissl.errors import InputError
 from minissl.method import Tokens
 
 
@@ -34,6 +36,47 @@ class SmallCNN(nn.Module):
         return Tokens(patches.mean(dim=(1, 2)), patches)
 
     def attention(self, images: Tensor) -> Tensor:
-        """(B, 1, h, w): how much each position adds to the mean, as a share of all."""
-        size = self(images).patches.norm(dim=-1)[:, None]
-        return size / size.sum(dim=(-2, -1), keepdim=True)
+        return weight_in_the_mean(self(images).patches)
+
+
+def weight_in_the_mean(patches: Tensor) -> Tensor:
+    """What stands for attention where vectors are averaged: the length of each, as a share of all, (B, 1, h, w)."""
+    size = patches.norm(dim=-1)[:, None]
+    return size / size.sum(dim=(-2, -1), keepdim=True)
+
+
+class ResNet(nn.Module):
+    """torchvision's ResNet without its classifier.
+
+    Args:
+        name: "resnet18" or "resnet50".
+        small: for images of CIFAR's size: a first convolution of 3 x 3 that does not halve, and no pooling after it.
+        weights: "none", or "imagenet" for torchvision's, downloaded once into torch's cache.
+
+    Raises:
+        InputError: if the weights cannot be downloaded.
+    """
+
+    def __init__(self, name: str, small: bool = False, weights: str = "none"):
+        super().__init__()
+        try:
+            network = getattr(torchvision.models, name)(weights="DEFAULT" if weights == "imagenet" else None)
+        except OSError as error:
+            raise InputError(
+                f"The ImageNet weights of {name} could not be downloaded ({error}); go on with --encoder.weights none."
+            ) from None
+        self.dim = network.fc.in_features
+        if small:
+            network.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+            network.maxpool = nn.Identity()
+        network.fc = network.avgpool = nn.Identity()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tokens:
+        net = self.network
+        x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
+        x = net.layer4(net.layer3(net.layer2(net.layer1(x)))).permute(0, 2, 3, 1)  # (B, h, w, D)
+        return Tokens(x.mean(dim=(1, 2)), x)
+
+    def attention(self, images: Tensor) -> Tensor:
+        return weight_in_the_mean(self(images).patches)

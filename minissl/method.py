@@ -29,13 +29,14 @@ class Batch(NamedTuple):
     images: Tensor  # (B, 3, H, W) uint8
     labels: Tensor | None = None  # (B,) int64
     captions: list[tuple[str, ...]] | None = None  # B images, each with all of its captions
+    factors: dict[str, Tensor] | None = None  # what else is known, each (B,) int64
 
 
 class Method(Protocol):
     """The promise. The constructor takes the encoder first; every option is a keyword argument with a default.
 
     `presets` holds, for "cpu" and for "gpu", the values that differ from the defaults of the method's constructor, of
-    `vit.vit` (as "encoder.NAME") and of `train.TrainConfig`, each with its reason in a comment.
+    `encoders.make_encoder` (as "encoder.NAME") and of `train.TrainConfig`, each with its reason in a comment.
 
     A method may also have `needs`, the names of what it needs of a `Batch` besides images, and `prepare(data)`, a look
     at the training data (`data.Images`) before the first step; what it learns there belongs into its state.

@@ -18,13 +18,13 @@ from torch import nn
 
 from minissl import checkpoint, pretrained, train
 from minissl.data import Images, load
+from minissl.encoders import make_encoder
 from minissl.errors import InputError
 from minissl.evaluate import extract
 from minissl.machine import Plan, choose_device, choose_precision, fits
 from minissl.method import find
 from minissl.record import read_log
 from minissl.scores import score, score_text, watch
-from minissl.vit import vit
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Run:
         method: its name.
         data: the data set's name.
         image_size: pixels a side the images are kept at.
-        encoder: arguments of `vit`, `img_size` among them.
+        encoder: arguments of `make_encoder`, `img_size` among them.
         options: keyword arguments of the method; `size` is the pixels its encoder sees.
         loop: arguments of `train.TrainConfig`.
     """
@@ -54,7 +54,7 @@ class Run:
     def build(self) -> nn.Module:
         """The method as it is before the first step; the same every time."""
         torch.manual_seed(self.loop["seed"])
-        return find(self.method)(vit(**self.encoder), **self.options)
+        return find(self.method)(make_encoder(**self.encoder), **self.options)
 
     def images(self, split: str) -> Images:
         return load(self.data, split, self.image_size, at_least=self.size)
@@ -166,7 +166,7 @@ def measure(
     trained = pretrained.load(out).to(device)
     parts = data or (run.images("train"), run.images("test"))
     parts = [part.some(n).to(device) for part, n in zip(parts, (20_000, 5_000))]
-    ours, theirs = score(trained, *parts, run.size), score(_untrained(run).to(device), *parts, run.size)
+    ours, theirs = score(trained, *parts, run.size), score(untrained(run).to(device), *parts, run.size)
     if hasattr(find(run.method), "embed_text"):
         ours |= score_text(load_method(out).to(device), parts[1], run.size)
     metrics = {"data": run.data, "train_images": len(parts[0]), "test_images": len(parts[1]), **ours}
@@ -186,10 +186,10 @@ def load_method(out: Path) -> nn.Module:
     return method.eval().requires_grad_(False)
 
 
-def _untrained(run: Run) -> nn.Module:
-    """The encoder the run started from."""
+def untrained(run: Run) -> nn.Module:
+    """The run's encoder with random weights."""
     torch.manual_seed(run.loop["seed"])
-    return vit(**run.encoder).eval().requires_grad_(False)
+    return make_encoder(**run.encoder | {"weights": "none"}).eval().requires_grad_(False)
 
 
 def show(out: Path, test: Images | None = None) -> None:
@@ -197,7 +197,7 @@ def show(out: Path, test: Images | None = None) -> None:
     from minissl.visualize import attention_figure, collapse_figure, curves_figure, pca_figure
 
     run, _ = read(out)
-    encoder, untrained = pretrained.load(out), _untrained(run)
+    encoder, before = pretrained.load(out), untrained(run)
     images = (test or run.images("test")).some(2000).images
     path, metrics = out / "metrics.json", {}
     if path.exists():
@@ -207,7 +207,7 @@ def show(out: Path, test: Images | None = None) -> None:
         "attention": attention_figure(encoder, images[:: max(len(images) // 8, 1)][:8], run.size),
         "pca": pca_figure(encoder, images[:: max(len(images) // 16, 1)][:16], look),
         "curves": curves_figure(read_log(out / "log.jsonl"), run.options.get("prototypes"), metrics.get("random_knn")),
-        "collapse": collapse_figure(*(extract(e, images, run.size) for e in (encoder, untrained))),
+        "collapse": collapse_figure(*(extract(e, images, run.size) for e in (encoder, before))),
     }
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=130)

@@ -11,6 +11,7 @@ from minissl.evaluate import (
     attention_share,
     class_vectors,
     extract,
+    few,
     fine_attention,
     in_templates,
     knn,
@@ -48,10 +49,17 @@ def score(encoder: nn.Module, train_set: Images, test_set: Images, size: int) ->
     if train_set.labels is not None and test_set.labels is not None:
         metrics["knn"] = accuracy(knn(features, train_set.labels, tests), test_set.labels)
         metrics["linear"] = accuracy(linear_probe(features, train_set.labels, tests), test_set.labels)
+        metrics["few_10"] = few_score(features, train_set.labels, tests, test_set.labels)
     for name, factor in train_set.factors.items():
         labels, truth = factor.labels.to(tests.device), test_set.factors[name].labels.to(tests.device)
         metrics[f"linear_{name}"] = accuracy(linear_probe(features, labels, tests), truth)
     return metrics | (score_attention(encoder, test_set.some(500), size) if test_set.masks is not None else {})
+
+
+def few_score(features: Tensor, labels: Tensor, tests: Tensor, truth: Tensor, draws: int = 3) -> float:
+    """A linear classifier from 10 labels a class, the mean of some draws of them."""
+    found = [few(labels, 10, seed).to(labels.device) for seed in range(draws)]
+    return sum(accuracy(linear_probe(features[r], labels[r], tests, strength=0.1), truth) for r in found) / draws
 
 
 def score_attention(encoder: nn.Module, images: Images, size: int) -> dict[str, float]:

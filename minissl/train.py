@@ -17,7 +17,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from minissl import checkpoint
-from minissl.machine import Plan, memory_used, wait_for
+from minissl.machine import Plan, choose_precision, memory_used, wait_for
 from minissl.method import Batch
 from minissl.record import Recorder, interruptible
 from minissl.teacher import cosine, warmup_cosine
@@ -70,11 +70,19 @@ class TrainConfig:
 
 
 def param_groups(method: nn.Module) -> list[dict[str, Any]]:
-    """What is decayed (matrices and larger) and what is not (biases, norms, vectors), as in DINO."""
-    free = [(name, p) for name, p in method.named_parameters() if p.requires_grad]
-    plain = [p for name, p in free if p.ndim < 2 or name.endswith(".bias")]
-    decayed = [p for name, p in free if not (p.ndim < 2 or name.endswith(".bias"))]
-    return [{"params": decayed, "decay": True}, {"params": plain, "decay": False, "weight_decay": 0.0}]
+    """What is decayed (matrices and larger) and what is not (biases, norms, vectors), as in DINO.
+
+    A method whose layers learn at different speeds says so by `rates()`: parameter's name -> factor on the rate.
+    """
+    rates, groups = method.rates() if hasattr(method, "rates") else {}, {}
+    for name, p in method.named_parameters():
+        if p.requires_grad:
+            groups.setdefault((rates.get(name, 1.0), p.ndim >= 2 and not name.endswith(".bias")), []).append(p)
+    groups = groups | {key: groups.get(key, []) for key in ((1.0, True), (1.0, False))}
+    return [
+        {"params": params, "rate": rate, "decay": decay} | ({} if decay else {"weight_decay": 0.0})
+        for (rate, decay), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
 
 
 def make_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -85,7 +93,7 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: TrainConfig, progres
     """Set and return this step's learning rate, and set its weight decay."""
     lr = warmup_cosine(0.0, config.lr, config.final_lr, progress, config.warmup)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["rate"]
         if group["decay"]:
             group["weight_decay"] = cosine(config.weight_decay, config.final_weight_decay, progress)
     return lr
@@ -135,8 +143,13 @@ def batches(data, size: int, seed: int, step: int = 0, device: torch.device | No
     """
     device = device or data.device
     for found in data.batches(orders(len(data), size, seed, step)):
-        moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in found.items()}
-        yield Batch(**moved)
+        yield Batch(**{name: _to(part, device) for name, part in found.items()})
+
+
+def _to(part, device: torch.device):
+    if isinstance(part, dict):
+        return {name: _to(tensor, device) for name, tensor in part.items()}
+    return part.to(device, non_blocking=True) if isinstance(part, Tensor) else part
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -164,6 +177,26 @@ def plan(method: nn.Module, data, config: TrainConfig) -> Plan:
     each = float(np.median(seconds[1:]))  # the first step warms up
     steps = config.minutes * 60 / each if config.minutes else config.epochs * (len(data) // config.batch_size)
     return Plan(max(1, round(steps)), each, memory_used(device))
+
+
+def learn(method: nn.Module, data, config: TrainConfig, steps: int) -> list[dict[str, float]]:
+    """Train for a few steps in memory, without a folder: what a notebook does. Returns the terms of every step.
+
+    Args:
+        method: on its device; it is changed.
+        data: as for `batches`.
+        config: how fast; not how long.
+        steps: length of the run.
+    """
+    device = next(method.parameters()).device
+    config = replace(config, precision=choose_precision(config.precision, device))
+    if hasattr(method, "prepare"):
+        method.prepare(data)
+    optimizer, history = make_optimizer(method, config), []
+    for step, batch in zip(range(steps), batches(data, config.batch_size, config.seed, device=device)):
+        seed_step(config.seed, step)
+        history.append(training_step(method, optimizer, batch, step / steps, config))
+    return [{name: float(term) for name, term in terms.items()} for terms in history]
 
 
 def fit(

@@ -98,3 +98,22 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path(self.attn(self.norm1(x)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def layer_rates(network: nn.Module, decay: float, prefix: str = "") -> dict[str, float]:
+    """Factors on the learning rate: 1 for the last block and what follows it, times `decay` for each block before.
+
+    Clark et al., ELECTRA, 2020 (arXiv:2003.10555), as BEiT and DINOv2 use it: early layers are general and are moved
+    least. A network without `blocks` has one factor, `decay`, for all of it.
+
+    Args:
+        network: an encoder.
+        decay: 1 moves all alike, 0 none but the last.
+        prefix: put before each parameter's name.
+    """
+    depth, out = len(getattr(network, "blocks", ())), {}
+    for name, _ in network.named_parameters():
+        block = name.split(".")[1] if name.startswith("blocks.") else None
+        below = depth - 1 - int(block) if block else 0 if name.startswith("norm.") and depth else max(depth, 1)
+        out[prefix + name] = decay**below
+    return out

@@ -16,15 +16,17 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ANCESTORS = {"dino": set(), "dinov2": {"dino"}, "dinov3": {"dino", "dinov2"}}  # "the literature"; no sibling
 FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "vit", "convnet", "text", "parallel"}
-LOOPS = {"methods", "runs", "train", "record", "__main__"}
-MODELS = {"vit", "convnet", "method", "teacher", "augment", "views", "pretrained"}
+LOOPS = {"methods", "runs", "scores", "reports", "train", "record", "__main__"}
+MODELS = {"encoders", "transformer", "vit", "convnet", "text", "method", "teacher", "augment", "views", "pretrained"}
 FORBIDDEN = {  # room: the rooms it may not import
-    "train": LOOPS - {"record"} | {"data", "evaluate", "visualize", "vit", "convnet"},
+    "train": LOOPS - {"record"} | {"data", "evaluate", "visualize", "encoders", "vit", "convnet", "text"},
     "record": LOOPS | {"data", "evaluate", "visualize"},
-    "evaluate": LOOPS | {"data", "visualize", "vit", "convnet"},
-    "visualize": LOOPS | {"data", "vit", "convnet"},
+    "evaluate": LOOPS | {"data", "visualize", "encoders", "vit", "convnet", "text"},
+    "visualize": LOOPS | {"data", "encoders", "vit", "convnet", "text"},
     "data": LOOPS | MODELS | {"evaluate", "visualize"},
     "vit": LOOPS | {"teacher", "augment", "views", "data", "evaluate", "visualize"},
+    "transformer": LOOPS | MODELS | {"data", "evaluate", "visualize"},
+    "text": LOOPS | MODELS - {"transformer"} | {"data", "evaluate", "visualize"},
     "augment": LOOPS | MODELS | {"data", "evaluate", "visualize"},
     "views": LOOPS | MODELS - {"augment"} | {"data", "evaluate", "visualize"},
     "teacher": LOOPS | {"augment", "views", "data", "evaluate", "visualize"},

@@ -18,9 +18,9 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from minissl import train
+from minissl.encoders import make_encoder
 from minissl.method import Batch, Tokens, available, find
 from minissl.train import TrainConfig
-from minissl.vit import vit
 from tests.golden import tiny_vit
 
 SMALL = {"size": 16, "local_size": 8, "local_crops": 1, "prototypes": 32, "hidden": 16, "bottleneck": 8}
@@ -64,7 +64,7 @@ def test_options_are_keywords_with_defaults_and_are_explained(name):
 
 def test_presets_change_options_that_exist(name):
     known = set(options_of(name)) | {f.name for f in fields(TrainConfig)} | {"image_size"}
-    known |= {f"encoder.{choice}" for choice in inspect.signature(vit).parameters} - {"encoder.img_size"}
+    known |= {f"encoder.{choice}" for choice in inspect.signature(make_encoder).parameters} - {"encoder.img_size"}
     assert set(find(name).presets) == {"cpu", "gpu"}
     for preset in find(name).presets.values():
         assert set(preset) <= known
@@ -216,7 +216,7 @@ def preset_method(name, preset):
     options = {k: v for k, v in values.items() if k in options_of(name)}
     encoder = {k.removeprefix("encoder."): v for k, v in values.items() if k.startswith("encoder.")}
     size = options.get("size", options_of(name)["size"].default)
-    return find(name)(vit(**encoder, img_size=size), **options)
+    return find(name)(make_encoder(**encoder, img_size=size), **options)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -389,7 +389,9 @@ def test_a_folder_of_cifar10_gives_what_the_published_files_give(cifar, tmp_path
 
 def test_every_name_leads_to_its_set_and_another_is_said(animals):
     assert len(load("pets", "train", 8, root=animals)) == 3
-    assert "cifar10, stl10, stl10-unlabelled, imagenette, pets, folder:PATH, flickr8k:PATH or coco:PATH" in said(load, "imagenet", "train", 8)
+    assert "cifar10, stl10, stl10-unlabelled, imagenette, pets, folder:PATH, flickr8k:PATH or coco:PATH" in said(
+        load, "imagenet", "train", 8
+    )
     assert len(load(f"folder:{class_folders(animals / 'own', train=2)}", "train", 8).classes) == 2
 
 

@@ -3,7 +3,7 @@
 Shapes: N images of S x S pixels.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,7 +68,8 @@ class Images:
             there = rows.to(self.device, non_blocking=True)
             labels = None if self.labels is None else self.labels[there]
             captions = None if self.captions is None else [self.captions[row] for row in rows.tolist()]
-            yield {"images": self.images[there], "labels": labels, "captions": captions}
+            factors = {name: factor.labels[there] for name, factor in self.factors.items()}
+            yield {"images": self.images[there], "labels": labels, "captions": captions, "factors": factors}
 
     def take(self, rows: Tensor) -> "Images":
         """Those of some rows (n,)."""
@@ -87,10 +88,18 @@ class Images:
         return replace(self, labels=self.factors[factor].labels, classes=self.factors[factor].classes)
 
     def to(self, device: torch.device) -> "Images":
-        """The images and labels on a device; masks stay, they are only looked at."""
-        return replace(
-            self, images=self.images.to(device), labels=None if self.labels is None else self.labels.to(device)
-        )
+        """The images and what is known of them on a device; masks stay, they are only looked at."""
+        labels = None if self.labels is None else self.labels.to(device)
+        factors = {name: f._replace(labels=f.labels.to(device)) for name, f in self.factors.items()}
+        return replace(self, images=self.images.to(device), labels=labels, factors=factors)
+
+    def only(self, classes: Sequence[int]) -> "Images":
+        """The images of some classes; their labels are the places in `classes`."""
+        rows = torch.isin(self.labels, torch.tensor(classes, device=self.device)).nonzero()[:, 0]
+        place = self.labels.new_zeros(len(self.classes))
+        place[list(classes)] = torch.arange(len(classes), device=self.device)
+        kept = self.take(rows)
+        return replace(kept, labels=place[kept.labels], classes=tuple(self.classes[i] for i in classes))
 
 
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)

@@ -62,7 +62,7 @@ def load_scenes(kind: str, split: str, size: int, seed: int) -> Images:
     Args:
         kind: "" for scenes labelled by their object; "color", "action" or "place" for another factor as the label;
             "compositions" for a training split in which every object misses a colour and an action, and a test split
-            of just those.
+            of just those; "known" and "new" for the first and the last five objects, labelled 0 to 4.
         split, size, seed: as for `load`.
     """
     if kind not in ("", "compositions", *FACTORS):
@@ -74,6 +74,8 @@ def load_scenes(kind: str, split: str, size: int, seed: int) -> Images:
     scenes = Scenes(split, size, seed=seed)
     factors = {name: Factor(scenes.factors[name], FACTORS[name], prompts(name, FACTORS)) for name in FACTORS}
     images = Images(scenes.images, scenes.labels, scenes.classes, scenes.masks, scenes.captions, factors)
+    if kind in ("known", "new"):
+        return images.only(range(5) if kind == "known" else range(5, 10))
     return images.known_as(kind) if kind in FACTORS else images
 
 

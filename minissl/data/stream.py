@@ -6,6 +6,7 @@ Shapes: N files, batches of B images of S x S pixels.
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ class Files:
     workers: int = 4
     masks: None = None
     captions: None = None
+    factors = MappingProxyType({})  # nothing else is known
 
     nbytes = 0  # that a device would have to hold
     device = torch.device("cpu")
@@ -73,7 +75,7 @@ class Files:
             self, sampler=orders, batch_size=None, num_workers=self.workers, pin_memory=pin, collate_fn=_as_it_is
         )
         for images, labels in loader:
-            yield {"images": images, "labels": labels, "captions": None}
+            yield {"images": images, "labels": labels}
 
 
 def _as_it_is(batch: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:

@@ -4,6 +4,7 @@ from minissl.evaluate.attention import attention_iou, attention_share, fine_atte
 from minissl.evaluate.classify import knn, linear_probe
 from minissl.evaluate.destroy import what_survives
 from minissl.evaluate.features import extract, rank_me
+from minissl.evaluate.few_labels import few, few_labels, fine_tune
 from minissl.evaluate.zero_shot import class_vectors, in_templates, retrieval, zero_shot
 
 __all__ = [
@@ -11,7 +12,10 @@ __all__ = [
     "attention_share",
     "class_vectors",
     "extract",
+    "few",
+    "few_labels",
     "fine_attention",
+    "fine_tune",
     "in_templates",
     "knn",
     "linear_probe",

@@ -1,8 +1,22 @@
 """Pictures: from an encoder, features or numbers to a matplotlib figure. Nothing here knows a method."""
 
 from minissl.visualize.attention import attention_figure
+from minissl.visualize.charts import answers_figure, bars_figure, lines_figure, matrices_figure
 from minissl.visualize.curves import collapse_figure, curves_figure
+from minissl.visualize.grid import picture_grid
 from minissl.visualize.pca import pca_figure, pca_rgb
 from minissl.visualize.views import views_figure
 
-__all__ = ["attention_figure", "collapse_figure", "curves_figure", "pca_figure", "pca_rgb", "views_figure"]
+__all__ = [
+    "answers_figure",
+    "attention_figure",
+    "bars_figure",
+    "collapse_figure",
+    "curves_figure",
+    "lines_figure",
+    "matrices_figure",
+    "pca_figure",
+    "pca_rgb",
+    "picture_grid",
+    "views_figure",
+]

@@ -1,0 +1,58 @@
+"""Every encoder by its name: what the command line calls --encoder.NAME."""
+
+from pathlib import Path
+from typing import Literal
+
+from torch import nn
+
+from minissl import checkpoint
+from minissl.convnet import ResNet, SmallCNN
+from minissl.errors import InputError
+from minissl.vit import vit
+
+
+def make_encoder(
+    name: Literal["nano", "tiny", "small", "base", "large", "cnn", "resnet18", "resnet50"] = "small",
+    patch_size: int = 16,
+    img_size: int = 224,
+    *,
+    stem: Literal["patch", "conv"] = "patch",
+    drop_path: float = 0.0,
+    init_std: float = 0.02,
+    weights: str = "none",
+) -> nn.Module:
+    """An encoder, images -> Tokens.
+
+    Args:
+        name: the size of a ViT (see `vit.SIZES`), or a convolutional network, for which only `weights` counts.
+        patch_size: pixels a side of a patch; a power of two for the conv stem.
+        img_size: pixels a side of the images it is trained on; others are possible later.
+        stem: how pixels become patch vectors, one linear map of each patch or a few small convolutions.
+        drop_path: rate at which the last block's branches are left out; rises linearly from 0 at the first.
+        init_std: deviation of the blocks' first weights, DINO's 0.02; a narrow ViT learns faster from 1 / sqrt(width).
+        weights: "none"; "imagenet" starts a ResNet from torchvision's classifier, downloaded once; a run's folder, or
+            its encoder.safetensors, of the same encoder.
+
+    Raises:
+        InputError: for an unknown name, a size that the patches do not divide, or weights that cannot be had.
+    """
+    if name == "cnn":
+        network = SmallCNN()
+    elif name.startswith("resnet"):
+        network = ResNet(name, img_size <= 64, weights if weights == "imagenet" else "none")
+    else:
+        network = vit(name, patch_size, img_size, stem=stem, drop_path=drop_path, init_std=init_std)
+    if weights == "imagenet" and not name.startswith("resnet"):
+        raise InputError("There are ImageNet weights for the ResNets only; choose --encoder.name resnet18.")
+    if weights not in ("none", "imagenet"):
+        put_weights(network, Path(weights))
+    return network
+
+
+def put_weights(network: nn.Module, path: Path) -> None:
+    """Load an exported encoder into a network of the same kind. Raises InputError if it is another."""
+    tensors, _ = checkpoint.load_tensors(path / "encoder.safetensors" if path.is_dir() else path)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError:
+        raise InputError(f"{path} holds another encoder; give the --encoder options it was trained with.") from None

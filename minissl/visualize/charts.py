@@ -1,0 +1,102 @@
+"""Numbers as pictures: lines with their spread, bars side by side, matrices, and what an image answers to."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from minissl.visualize.grid import to_array
+
+COLORS = ("#1f4e79", "#c0504d", "#7f7f7f", "#4f9153", "#8064a2", "#d99a2b")
+
+
+def lines_figure(x: Sequence[float], lines: Mapping[str, Tensor], x_name: str, y_name: str, title: str) -> Figure:
+    """Lines with the deviation over seeds.
+
+    Args:
+        x: n positive numbers, drawn on a logarithmic axis.
+        lines: name -> (n, seeds).
+        x_name, y_name, title: what they are.
+    """
+    figure = Figure(figsize=(5.6, 3.4), layout="constrained")
+    axis = figure.subplots()
+    for color, (name, values) in zip(COLORS, lines.items()):
+        mean, spread = values.mean(dim=1), values.std(dim=1, correction=0)
+        axis.errorbar(x, mean, spread, label=name, color=color, marker="o", markersize=4, capsize=3)
+    axis.set_xscale("log")
+    axis.set_xticks(x, [f"{value:g}" for value in x])
+    axis.minorticks_off()
+    axis.set(xlabel=x_name, ylabel=y_name, title=title)
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=9)
+    return figure
+
+
+def bars_figure(
+    rows: Mapping[str, Mapping[str, float]], title: str, chance: Mapping[str, float] | None = None
+) -> Figure:
+    """Groups of bars, a group for each question and a bar in it for each row.
+
+    Args:
+        rows: name -> question -> share of right answers, 0 to 1.
+        title: what is asked.
+        chance: question -> what guessing gives, as a dash over its group.
+    """
+    questions = list(next(iter(rows.values())))
+    figure = Figure(figsize=(1.6 + 1.5 * len(questions), 3.2), layout="constrained")
+    axis, width = figure.subplots(), 0.8 / len(rows)
+    for i, (color, (name, row)) in enumerate(zip(COLORS, rows.items())):
+        places = [q + (i - (len(rows) - 1) / 2) * width for q in range(len(questions))]
+        bars = axis.bar(places, [100 * row[q] for q in questions], 0.92 * width, color=color, label=name)
+        axis.bar_label(bars, fmt="%.0f", fontsize=8)
+    for q, question in enumerate(questions):
+        if chance:
+            axis.plot((q - 0.45, q + 0.45), [100 * chance[question]] * 2, color="black", linestyle=":", linewidth=1)
+    axis.set_xticks(range(len(questions)), questions)
+    axis.set(ylabel="right answers (%)", title=title, ylim=(0, 112))
+    axis.legend(fontsize=8, ncols=len(rows), loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
+    return figure
+
+
+def matrices_figure(matrices: Mapping[str, Tensor], rows: str, columns: str) -> Figure:
+    """Square matrices side by side, on one scale of colours.
+
+    Args:
+        matrices: title -> (n, n).
+        rows, columns: what they stand for.
+    """
+    figure = Figure(figsize=(2.7 * len(matrices), 3.0), layout="constrained")
+    axes = figure.subplots(1, len(matrices), squeeze=False)[0]
+    low, high = (float(f(torch.stack([f(m) for m in matrices.values()]))) for f in (torch.min, torch.max))
+    for axis, (title, matrix) in zip(axes, matrices.items()):
+        shown = axis.imshow(matrix.cpu().numpy(), vmin=low, vmax=high, cmap="viridis")
+        axis.set_title(title, fontsize=10)
+        axis.set(xticks=[], yticks=[], xlabel=columns)
+    axes[0].set_ylabel(rows)
+    figure.colorbar(shown, ax=list(axes), shrink=0.8)
+    return figure
+
+
+def answers_figure(images: Tensor, texts: Sequence[str], shares: Tensor, best: int = 4) -> Figure:
+    """Each image beside the sentences it answers to most.
+
+    Args:
+        images: (n, 3, H, W) uint8.
+        texts: T sentences.
+        shares: (n, T), 0 to 1.
+        best: sentences to show.
+    """
+    figure = Figure(figsize=(9.5, 1.25 * len(images)), layout="constrained")
+    axes = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 5))
+    for (left, right), image, row in zip(axes, images, shares):
+        left.imshow(to_array(image))
+        left.set_axis_off()
+        values, order = row.topk(min(best, len(texts)))
+        right.barh(range(len(values)), values.tolist(), color="#9db8d2")
+        for place, i in enumerate(order.tolist()):
+            right.text(0.01, place, texts[i], va="center", fontsize=9)
+        right.set(xlim=(0, 1), yticks=[], xticks=[])
+        right.invert_yaxis()
+        right.spines[:].set_visible(False)
+    return figure
