@@ -59,6 +59,7 @@ lab: $(READY)  ## open JupyterLab on the chapters
 
 test: $(if $(READY),.venv/ready-test)  ## every test, notebooks included
 	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest --nbval-lax --nbval-cell-timeout 300 -p no:xdist chapters
 
 test-fast: $(if $(READY),.venv/ready-test)  ## the tests without notebooks, at most two minutes
 	$(PYTHON) -m pytest -m "not slow"

@@ -3,7 +3,8 @@
 To read it in order:
 
     method      what a method promises, and Tokens, the one type that passes between all parts
-    vit         image -> Tokens
+    vit         image -> Tokens, of the blocks in `transformer`; `convnet` does it by convolutions
+    text        sentence -> numbers -> vector
     augment     operations on a batch of images, each image with its own draw, on the device
     views       the papers' recipes: a batch of images -> other looks at them
     teacher     a moving average of a network, and schedules of progress
@@ -12,8 +13,9 @@ To read it in order:
     evaluate/   how good the features are
     visualize/  what they look like
 
-Around these: `data` (the world Scenes, digits, folders), `checkpoint` and `record` (nothing is lost), `machine`
-(device, precision, what a run will take), `runs` (a run and its folder), `pretrained` (an encoder from a file).
+Around these: `data` (the world Scenes, real data sets, folders), `encoders` (each by its name), `checkpoint` and
+`record` (nothing is lost), `machine` (device, precision, what a run will take), `runs` (a run and its folder), `scores`
+and `reports` (the numbers of a run, of several), `pretrained` (a network from a file), `exercises` (their checks).
 
 The command is `python -m minissl`.
 """

@@ -1,4 +1,4 @@
-"""python -m minissl train METHOD | evaluate DIR | show DIR | compare DIR DIR ... | few DIR
+"""python -m minissl train METHOD | evaluate DIR | show DIR | compare DIR DIR ... | few DIR | export DIR FILE
 
 Every option is an argument of the method's constructor, of `encoders.make_encoder` (as --encoder.NAME) or of
 `train.TrainConfig`. Their defaults are the paper's; a preset replaces those that the hardware cannot afford.
@@ -27,6 +27,7 @@ USAGE = f"""minissl: self-supervised vision, step by step
   python -m minissl show DIR
   python -m minissl compare DIR DIR ... --out FILE.png
   python -m minissl few DIR --data NAME
+  python -m minissl export DIR FILE.safetensors
 
 METHOD is one of: {", ".join(available())}
 NAME is {NAMES} (images, or class folders of images)
@@ -113,9 +114,20 @@ def few(words: list[str]) -> None:
     reports.few(asked.dir, asked.data, asked.dir / "few_labels.png", asked.seeds)
 
 
+def export(words: list[str]) -> None:
+    """`export DIR FILE`."""
+    parser = Parser(prog="minissl export", description=runs.export.__doc__.splitlines()[0])
+    parser.add_argument("dir", type=Path)
+    parser.add_argument("file", type=Path)
+    asked = parser.parse_args(words)
+    runs.export(asked.dir, asked.file)
+
+
 def main(words: list[str]) -> int:
     """Run a command; returns the exit code: 0 done, 2 bad input, 130 stopped by Ctrl-C."""
-    commands = {"train": train, "evaluate": evaluate, "show": show, "compare": compare, "few": few}
+    commands = {
+        "train": train, "evaluate": evaluate, "show": show, "compare": compare, "few": few, "export": export
+    }  # fmt: skip
     try:
         if not words or words[0] in ("-h", "--help"):
             print(USAGE)

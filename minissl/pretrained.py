@@ -1,15 +1,20 @@
-"""Encoders that were trained before: a run's folder, or the file it exports.
+"""Networks that were trained before: a run's folder, the file it exports, or the project's own in data/checkpoints.
 
-An exported encoder is a safetensors file whose header says which encoder it is, so that it loads by itself.
+An exported file is safetensors; its header says what it holds, so that it loads by itself.
 """
 
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from minissl import checkpoint
 from minissl.encoders import make_encoder
 from minissl.errors import InputError
+from minissl.method import find
+
+OWN = Path(__file__).parent.parent / "data" / "checkpoints"
 
 
 def save(encoder: nn.Module, choices: dict, path: Path) -> None:
@@ -17,20 +22,57 @@ def save(encoder: nn.Module, choices: dict, path: Path) -> None:
     checkpoint.save_tensors(path, encoder.state_dict(), {"encoder": choices | {"weights": "none"}})
 
 
+def save_method(method: nn.Module, name: str, options: dict[str, Any], choices: dict, path: Path) -> None:
+    """Export a whole method, in half precision, with what makes it: its name, its options and its encoder's."""
+    tensors = {key: t.half() if t.is_floating_point() else t for key, t in method.state_dict().items()}
+    info = {"method": name, "options": options, "encoder": choices | {"weights": "none"}}
+    checkpoint.save_tensors(path, tensors, info)
+
+
 def load(name_or_path: str | Path) -> nn.Module:
     """An encoder in evaluation mode, without gradients.
 
     Args:
-        name_or_path: a run's folder, or an exported file.
+        name_or_path: a run's folder, an exported file, or one of the project's own, as in "scenes/clip".
 
     Raises:
         InputError: if there is no such encoder, or the file is broken.
     """
-    path = Path(name_or_path)
-    path = path / "encoder.safetensors" if path.is_dir() else path
-    tensors, info = checkpoint.load_tensors(path)
+    tensors, info = _read(name_or_path)
+    if "method" in info:
+        return load_method(name_or_path).encoder
     if "encoder" not in info:
-        raise InputError(f"{path} holds no encoder; give a run's folder or its encoder.safetensors.")
+        raise InputError(f"{name_or_path} holds no encoder; give a run's folder or its encoder.safetensors.")
     encoder = make_encoder(**info["encoder"])
     encoder.load_state_dict(tensors)
     return encoder.eval().requires_grad_(False)
+
+
+def load_method(name_or_path: str | Path) -> nn.Module:
+    """A whole method, with its other networks, in evaluation mode, without gradients.
+
+    Args:
+        name_or_path: what `save_method` wrote, or one of the project's own.
+
+    Raises:
+        InputError: if there is no such file, or it holds an encoder only.
+    """
+    tensors, info = _read(name_or_path)
+    if "method" not in info:
+        raise InputError(f"{name_or_path} holds no method; write one with: python -m minissl export DIR FILE")
+    method = find(info["method"])(make_encoder(**info["encoder"]), **info["options"])
+    method.load_state_dict(tensors)
+    return method.eval().requires_grad_(False)
+
+
+def _read(name_or_path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    path = Path(name_or_path)
+    if path.is_dir():
+        path = path / "encoder.safetensors"
+    elif str(name_or_path).startswith("scenes/") and not path.exists():
+        path = OWN / f"{path.name}.safetensors"
+        if not path.exists():
+            own = ", ".join(f"scenes/{file.stem}" for file in sorted(OWN.glob("*.safetensors")))
+            raise InputError(f"There is no checkpoint {name_or_path}; the project's own are {own}.")
+    tensors, info = checkpoint.load_tensors(path)
+    return {name: t.float() if t.dtype == torch.float16 else t for name, t in tensors.items()}, info

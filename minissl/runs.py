@@ -186,6 +186,19 @@ def load_method(out: Path) -> nn.Module:
     return method.eval().requires_grad_(False)
 
 
+def export(out: Path, path: Path) -> None:
+    """Write a run's method into one small file that `pretrained` loads, and a card of it beside, .json."""
+    run, plan = read(out)
+    metrics = out / "metrics.json"
+    if not metrics.exists():
+        raise InputError(f"{out} has not been measured; wait for the run, or: python -m minissl evaluate {out}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pretrained.save_method(load_method(out), run.method, run.options, run.encoder, path)
+    card = {"run": asdict(run), "plan": asdict(plan), "metrics": json.loads(metrics.read_text(encoding="utf-8"))}
+    checkpoint.write_json(path.with_suffix(".json"), card)
+    print(f"Written: {path}, {path.stat().st_size / 1e6:.1f} MB, and its card {path.with_suffix('.json')}")
+
+
 def untrained(run: Run) -> nn.Module:
     """The run's encoder with random weights."""
     torch.manual_seed(run.loop["seed"])
@@ -198,13 +211,14 @@ def show(out: Path, test: Images | None = None) -> None:
 
     run, _ = read(out)
     encoder, before = pretrained.load(out), untrained(run)
-    images = (test or run.images("test")).some(2000).images
+    test = (test or run.images("test")).some(2000)
+    images, eight = test.images, test.some(8)
     path, metrics = out / "metrics.json", {}
     if path.exists():
         metrics = json.loads(path.read_text(encoding="utf-8"))
     look = run.size * 2  # twice the crop: a finer map, and still a size the positions stretch to
     figures = {
-        "attention": attention_figure(encoder, images[:: max(len(images) // 8, 1)][:8], run.size),
+        "attention": attention_figure(encoder, eight.images, run.size, masks=eight.masks),
         "pca": pca_figure(encoder, images[:: max(len(images) // 16, 1)][:16], look),
         "curves": curves_figure(read_log(out / "log.jsonl"), run.options.get("prototypes"), metrics.get("random_knn")),
         "collapse": collapse_figure(*(extract(e, images, run.size) for e in (encoder, before))),

@@ -3,6 +3,7 @@
 All methods are measured alike: 20,000 training and 5,000 test images at most, k = 20, frozen features.
 """
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minissl.data import Images
@@ -84,7 +85,7 @@ def score_text(method: nn.Module, images: Images, size: int) -> dict[str, float]
         images: on its device, with classes, factors or captions.
         size: pixels the encoder sees.
     """
-    vectors, metrics = extract(_Shared(method), images.images, size), {}
+    vectors, metrics = shared_vectors(method, images.images, size), {}
     prompts = {name: factor.prompts for name, factor in images.factors.items()}
     labels = {name: factor.labels for name, factor in images.factors.items()}
     if not prompts and images.labels is not None:
@@ -99,6 +100,17 @@ def score_text(method: nn.Module, images: Images, size: int) -> dict[str, float]
         metrics["image_to_text"] = retrieval(vectors, sentences, true)
         metrics["text_to_image"] = retrieval(sentences, vectors, true)
     return metrics
+
+
+def shared_vectors(method: nn.Module, images: Tensor, size: int) -> Tensor:
+    """Images (N, 3, H, W) uint8 as vectors (N, E) in the space a method shares with sentences."""
+    return extract(_Shared(method), images, size)
+
+
+def agreement(method: nn.Module, images: Tensor, texts: list[str], size: int) -> Tensor:
+    """The cosines of N images with T sentences, (N, T)."""
+    sentences = class_vectors(method.embed_text, [[text] for text in texts])
+    return F.normalize(shared_vectors(method, images, size), dim=-1) @ sentences.mT
 
 
 class _Shared(nn.Module):

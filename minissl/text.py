@@ -27,16 +27,20 @@ Pair = tuple[int, int]
 
 
 def split_words(text: str) -> list[str]:
-    """A sentence as lower-case words: runs of letters, single digits, runs of other signs, and endings as in "it's"."""
+    """A sentence as lower-case words: runs of letters, single digits, runs of other signs, and endings as in "it's".
+
+    HTML is unescaped twice, as in CLIP's code; what its code mends besides, by ftfy (curly apostrophes, accents apart
+    from their letters), stays as it is.
+    """
     text = html.unescape(html.unescape(text)).lower()
-    words = []
-    for piece in re.split(r"('(?:s|t|re|ve|m|ll|d))", text):
-        if re.fullmatch(r"'(?:s|t|re|ve|m|ll|d)", piece):
-            words.append(piece)
-            continue
-        for kind, run in groupby(piece, _kind):
-            run = "".join(run)
-            words += [] if kind == "space" else list(run) if kind == "N" else [run]
+    words, apostrophe = [], False
+    for kind, run in groupby(text, _kind):
+        run = "".join(run)
+        if kind == "L" and apostrophe and (ending := re.match("s|t|re|ve|m|ll|d", run)):
+            words[-1] += ending[0]
+            run = run[ending.end() :]
+        apostrophe = run == "'"
+        words += [] if kind == "space" or not run else list(run) if kind == "N" else [run]
     return words
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from minissl.errors import InputError
 from minissl.method import Tokens
-from minissl.transformer import Block
+from minissl.transformer import Block, quick_gelu
 
 #        width, depth, heads; nano is ours, of one block: after a second one the patches have told each other what they
 #        show, and the class token may look anywhere for it; the others are DINO's and DINOv2's
@@ -71,6 +71,7 @@ class ViT(nn.Module):
         stem: str = "patch",
         drop_path: float = 0.0,
         init_std: float = 0.02,
+        clip: bool = False,
     ):
         super().__init__()
         self.dim = dim
@@ -80,8 +81,10 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, dim))
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]  # deeper blocks are left out more often
-        self.blocks = nn.ModuleList(Block(dim, heads, rate) for rate in rates)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        eps, activation = (1e-5, quick_gelu) if clip else (1e-6, F.gelu)
+        self.norm_pre = nn.LayerNorm(dim, eps=eps) if clip else nn.Identity()
+        self.blocks = nn.ModuleList(Block(dim, heads, rate, activation=activation, eps=eps) for rate in rates)
+        self.norm = nn.LayerNorm(dim, eps=eps)
         for layer in [m for m in self.blocks.modules() if isinstance(m, nn.Linear)]:
             nn.init.trunc_normal_(layer.weight, std=init_std)
             nn.init.zeros_(layer.bias)
@@ -109,7 +112,7 @@ class ViT(nn.Module):
         patches = self.patch_embed(images)  # (B, h, w, D)
         h, w = patches.shape[1:3]
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(1, 2)], dim=1)
-        return x + self.positions(h, w), (h, w)
+        return self.norm_pre(x + self.positions(h, w)), (h, w)
 
     def forward(self, images: Tensor) -> Tokens:
         x, grid = self.embed(images)
@@ -138,6 +141,7 @@ def vit(
     stem: Literal["patch", "conv"] = "patch",
     drop_path: float = 0.0,
     init_std: float = 0.02,
+    clip: bool = False,
 ) -> ViT:
     """A ViT by name.
 
@@ -148,6 +152,7 @@ def vit(
         stem: how pixels become patch vectors, one linear map of each patch or a few small convolutions.
         drop_path: rate at which the last block's branches are left out; rises linearly from 0 at the first.
         init_std: deviation of the blocks' first weights, DINO's 0.02; a narrow ViT learns faster from 1 / sqrt(width).
+        clip: the form of CLIP's image tower: a norm before the blocks, its approximate GELU, its epsilon.
 
     Raises:
         InputError: for an unknown name, or a size that the patches do not divide.
@@ -159,5 +164,11 @@ def vit(
     if stem == "conv" and 2 ** int(math.log2(patch_size)) != patch_size:
         raise InputError(f"The conv stem halves the image again and again, so a patch of {patch_size} cannot be made.")
     return ViT(
-        *SIZES[name], patch_size=patch_size, img_size=img_size, stem=stem, drop_path=drop_path, init_std=init_std
+        *SIZES[name],
+        patch_size=patch_size,
+        img_size=img_size,
+        stem=stem,
+        drop_path=drop_path,
+        init_std=init_std,
+        clip=clip,
     )

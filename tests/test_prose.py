@@ -1,6 +1,7 @@
 """What is written is true: every path, command, option and name in the prose exists."""
 
 import importlib
+import json
 import re
 import subprocess
 import sys
@@ -13,12 +14,20 @@ from minissl.method import available
 
 ROOT = Path(__file__).parent.parent
 MADE = {"runs", ".venv"}  # what commands make
-PROSE = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "chapters").rglob("*.md"))]
+PROSE = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "chapters").rglob("*.ipynb"))]
+
+
+def prose(path):
+    """The text of a Markdown file, or of a notebook's Markdown cells."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    return "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
 
 
 def words_in_code(path):
-    """The inline code and the lines of code blocks of a Markdown file."""
-    text = path.read_text(encoding="utf-8")
+    """The inline code and the lines of code blocks."""
+    text = prose(path)
     blocks = re.findall(r"```[a-z]*\n(.*?)```", text, re.DOTALL)
     return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)), "\n".join(blocks)
 
@@ -26,7 +35,7 @@ def words_in_code(path):
 @pytest.mark.parametrize("path", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
 def test_paths_exist(path):
     inline, _ = words_in_code(path)
-    links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+    links = re.findall(r"\]\(([^)#]+)\)", prose(path))
     paths = [w for w in inline if re.fullmatch(r"[\w.-]+/[\w./-]+|[\w-]+\.(md|py|toml|yml)", w)] + links
     for name in paths:
         if name.startswith("http") or name.split("/")[0] in MADE:
@@ -53,7 +62,7 @@ def test_commands_exist(path):
         assert target in targets, target
     for line in re.findall(r"python -m minissl (.*)", text):
         command, *rest = line.split("#")[0].split()
-        assert command in ("train", "evaluate", "show", "compare", "few"), line
+        assert command in ("train", "evaluate", "show", "compare", "few", "export"), line
         if command == "train" and rest[0] in available():
             train_parser(rest[0], "cpu").parse_args(rest[1:])
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from minissl.errors import InputError
 from minissl.method import Tokens
 from minissl.transformer import DropPath, attend
-from minissl.vit import vit
+from minissl.vit import ViT, vit
 from tests.golden import tiny_vit, wave
 
 DINO_NAMES = {
@@ -167,3 +167,37 @@ def test_what_cannot_be_cut_into_patches_is_said():
         tiny_vit()(torch.zeros(1, 3, 15, 16))
     with pytest.raises(InputError, match="conv stem"):
         vit("nano", 6, 12, stem="conv")
+
+
+def test_the_image_tower_of_clip_equals_transformers():
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = CLIPVisionConfig(**sizes, image_size=16, patch_size=4, projection_dim=24, hidden_act="quick_gelu")
+    theirs = CLIPVisionModelWithProjection(config).eval().double()
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    ours = ViT(32, 2, 4, 4, 16, clip=True).eval().double()
+    state = {name.removeprefix("vision_model."): value for name, value in theirs.state_dict().items()}
+    names = {
+        "patch_embed.proj": "embeddings.patch_embedding", "cls_token": "embeddings.class_embedding",
+        "pos_embed": "embeddings.position_embedding.weight", "norm_pre": "pre_layrnorm", "norm1": "layer_norm1",
+        "norm2": "layer_norm2", "blocks": "encoder.layers", "attn.proj": "self_attn.out_proj",
+    }  # fmt: skip
+    for name, value in ours.state_dict().items():
+        if name == "patch_embed.proj.bias":
+            value.zero_()  # CLIP's has none
+            continue
+        for our, their in names.items():
+            name = name.replace(our, their)
+        name = name.replace("norm.", "post_layernorm.") if name.startswith("norm.") else name
+        parts = [name.replace("attn.qkv", f"self_attn.{part}_proj") for part in "qkv"] if "qkv" in name else [name]
+        value.copy_(torch.cat([state.pop(part) for part in parts]).view_as(value))
+    projection = state.pop("visual_projection.weight")
+    assert not [name for name in state if not name.endswith("position_ids")]
+    images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        found, expected = ours(images).cls @ projection.mT, theirs(pixel_values=images).image_embeds
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)

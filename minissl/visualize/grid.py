@@ -40,3 +40,9 @@ def picture_grid(columns: Sequence[tuple[str, Sequence]], title: str, colormap: 
                 axis.imshow(picture.cpu().numpy(), cmap=colormap, interpolation="nearest")
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def found_figure(images: Tensor, scores: Tensor, title: str, n: int = 8) -> Figure:
+    """The n images (N, 3, H, W) uint8 with the highest scores (N,), best first."""
+    best = scores.topk(min(n, len(images))).indices
+    return picture_grid([(f"{scores[i]:.2f}", [images[i]]) for i in best.tolist()], title)
