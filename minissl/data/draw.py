@@ -138,8 +138,8 @@ def _pose(at: Canvas, thing: Thing) -> Canvas:
     y = (at[1] - wide(thing.y + thing.lift)) / wide(thing.scale)
     c, s = torch.cos(wide(thing.turn)), torch.sin(wide(thing.turn))
     x, y = c * x + s * y, c * y - s * x
-    x = (x - 0.35 * racing * y) / wide(thing.width) / (1 + 0.12 * sleeping)
-    return x, (y + 0.3 * sleeping) / (1 - 0.35 * sleeping) / (1 + 0.12 * jumping)
+    x = (x - 0.45 * racing * y) / wide(thing.width) / (1 + 0.12 * sleeping)
+    return x, (y + 0.32 * sleeping) / (1 - 0.4 * sleeping) / (1 + 0.12 * jumping)
 
 
 def _draw_parts(image: Tensor, parts: Tensor, at: Canvas, pixels: Tensor, thing: Thing, kind: int) -> None:

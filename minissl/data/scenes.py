@@ -93,8 +93,8 @@ def thing(dice: Dice, truth: dict[str, Tensor], size: Tensor, x: Tensor, y: Tens
         truth["object"], truth["color"], truth["action"], torch.ones_like(truth["object"], dtype=torch.bool),
         x=x, y=y - 0.1 * sleeping * size, scale=size,
         side=torch.where(dice() < 0.5, -1.0, 1.0).double(),
-        turn=dice(-0.4, 0.4) + 0.3 * jumping + tumbling * dice(0.6, 1.3),
-        lift=(0.28 * jumping + 0.14 * tumbling) * size, width=dice(0.75, 1.25), tint=dice.many(3, -0.06, 0.06),
+        turn=dice(-0.4, 0.4) + 0.35 * jumping + tumbling * dice(0.6, 1.3),
+        lift=(0.38 * jumping + 0.14 * tumbling) * size, width=dice(0.75, 1.25), tint=dice.many(3, -0.06, 0.06),
     )  # fmt: skip
 
 
