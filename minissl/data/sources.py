@@ -23,8 +23,9 @@ DOWNLOADED = {
     "imagenette": imagenette,
     "pets": pets,
 }
+PARTS = ("compositions", "known", "new")  # of the embedded world
 CAPTIONED = ("flickr8k", "coco")
-NAMES = f"scenes, scenes:FACTOR, digits, {', '.join(DOWNLOADED)}, folder:PATH, flickr8k:PATH or coco:PATH"
+NAMES = f"scenes, scenes:PART, digits, {', '.join(DOWNLOADED)}, folder:PATH, flickr8k:PATH or coco:PATH"
 
 
 def load(name: str, split: str, size: int, seed: int = 0, at_least: int = 1, root: Path = DOWNLOADS) -> Images:
@@ -65,10 +66,9 @@ def load_scenes(kind: str, split: str, size: int, seed: int) -> Images:
             of just those; "known" and "new" for the first and the last five objects, labelled 0 to 4.
         split, size, seed: as for `load`.
     """
-    if kind not in ("", "compositions", *FACTORS):
-        raise InputError(
-            f"There are no scenes:{kind}; choose scenes:compositions or scenes:{', scenes:'.join(FACTORS)}."
-        )
+    if kind not in ("", *PARTS, *FACTORS):
+        parts = ", ".join(f"scenes:{part}" for part in (*PARTS, *FACTORS))
+        raise InputError(f"There are no scenes:{kind}; choose scenes or one of {parts}.")
     if kind == "compositions":
         split = {"train": "seen", "test": "unseen"}[split]
     scenes = Scenes(split, size, seed=seed)
