@@ -46,8 +46,10 @@ class PatchEmbed(nn.Module):
             steps = int(math.log2(patch_size))
             widths = [3] + [max(dim >> (steps - 1 - i), 24) for i in range(steps)]  # doubles as the map halves
             layers = []
-            for before, after in itertools.pairwise(widths):
-                layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+            for i, (before, after) in enumerate(itertools.pairwise(widths), 1):
+                # Padded on both sides, a patch's vector would be about its upper left corner; so, about its middle.
+                layers += [nn.ZeroPad2d((0, 1, 0, 1) if i == steps else 1)]
+                layers += [nn.Conv2d(before, after, 3, 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
                 layers += [nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
             self.stem = nn.Sequential(*layers)
             self.proj = nn.Conv2d(widths[-1], dim, 1)

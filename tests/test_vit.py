@@ -201,3 +201,19 @@ def test_the_image_tower_of_clip_equals_transformers():
     with torch.no_grad():
         found, expected = ours(images).cls @ projection.mT, theirs(pixel_values=images).image_embeds
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("patch_size", [4, 8, 16])
+def test_a_patch_of_the_conv_stem_is_about_its_own_middle(patch_size):
+    """The centre of what its vector depends on, weighted by how much."""
+    torch.manual_seed(0)
+    side, offsets = 6 * patch_size, []
+    embed = vit("nano", patch_size, side, stem="conv").patch_embed.eval()
+    for _ in range(8):
+        images = torch.rand(1, 3, side, side, requires_grad=True)
+        (embed(images)[0, 2, 3] * torch.randn(128)).sum().backward()
+        weight = images.grad.abs().sum((0, 1))  # (side, side)
+        middle = torch.arange(side) + 0.5
+        y, x = (weight.sum(1) * middle).sum() / weight.sum(), (weight.sum(0) * middle).sum() / weight.sum()
+        offsets.append(torch.stack([y / patch_size - 2.5, x / patch_size - 3.5]))
+    assert torch.stack(offsets).mean(0).abs().max() < 0.5 / patch_size + 0.06  # half a pixel, of a patch, and chance
