@@ -85,7 +85,7 @@ class CLIP(nn.Module):
             "batch_size": 128,  # 32,768 in the paper
             "lr": 2e-3,
             "final_weight_decay": 0.04,
-            "minutes": 8.0,
+            "minutes": 9.0,
         },
         # ViT-S/16 on one GPU, for 100,000s of pairs.
         "gpu": {
