@@ -7,6 +7,7 @@ Shapes: B images of H x W pixels, a map of h x w positions, D channels.
 
 import itertools
 
+import torch
 import torchvision
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ class SmallCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tokens:
         """Images (B, 3, H, W), normalised; patches (B, H / 8, W / 8, D) with the default widths."""
-        patches = self.layers(images).permute(0, 2, 3, 1)  # (B, h, w, D)
+        patches = self.layers(images.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)  # (B, h, w, D)
         return Tokens(patches.mean(dim=(1, 2)), patches)
 
     def attention(self, images: Tensor) -> Tensor:
@@ -74,6 +75,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tokens:
         net = self.network
+        images = images.contiguous(memory_format=torch.channels_last)  # convolutions are faster
         x = net.maxpool(net.relu(net.bn1(net.conv1(images))))
         x = net.layer4(net.layer3(net.layer2(net.layer1(x)))).permute(0, 2, 3, 1)  # (B, h, w, D)
         return Tokens(x.mean(dim=(1, 2)), x)

@@ -19,6 +19,7 @@ def make_encoder(
     stem: Literal["patch", "conv"] = "patch",
     drop_path: float = 0.0,
     init_std: float = 0.02,
+    positions: Literal["learned", "none"] = "learned",
     weights: str = "none",
 ) -> nn.Module:
     """An encoder, images -> Tokens.
@@ -30,6 +31,7 @@ def make_encoder(
         stem: how pixels become patch vectors, one linear map of each patch or a few small convolutions.
         drop_path: rate at which the last block's branches are left out; rises linearly from 0 at the first.
         init_std: deviation of the blocks' first weights, DINO's 0.02; a narrow ViT learns faster from 1 / sqrt(width).
+        positions: learned vectors that say where a patch is; with none, a patch is only what it shows.
         weights: "none"; "imagenet" starts a ResNet from torchvision's classifier, downloaded once; a run's folder, or
             its encoder.safetensors, of the same encoder.
 
@@ -41,7 +43,8 @@ def make_encoder(
     elif name.startswith("resnet"):
         network = ResNet(name, img_size <= 64, weights if weights == "imagenet" else "none")
     else:
-        network = vit(name, patch_size, img_size, stem=stem, drop_path=drop_path, init_std=init_std)
+        choices = {"stem": stem, "drop_path": drop_path, "init_std": init_std, "positions": positions}
+        network = vit(name, patch_size, img_size, **choices)
     if weights == "imagenet" and not name.startswith("resnet"):
         raise InputError("There are ImageNet weights for the ResNets only; choose --encoder.name resnet18.")
     if weights not in ("none", "imagenet"):

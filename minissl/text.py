@@ -124,29 +124,32 @@ class Tokenizer:
             self.known[word] = found
         return self.known[word]
 
-    def __call__(self, texts: list[str], cut: bool = False) -> Tensor:
+    def __call__(self, texts: list[str], cut: bool = False, trim: bool = False) -> Tensor:
         """(B, L) int64: start, the words, end, zeros.
 
         Args:
             texts: B sentences.
             cut: leave out what is too long, but for the end.
+            trim: leave out zeros that end all rows; a causal transformer, read at the end, says the same.
 
         Raises:
             InputError: for a sentence of more than L tokens, unless it is cut.
         """
-        out = torch.zeros(len(texts), self.length, dtype=torch.long)
-        for row, text in zip(out, texts):
+        rows = []
+        for text in texts:
             found = [self.start, *(symbol for word in split_words(text) for symbol in self.word(word)), self.end]
             if len(found) > self.length:
                 if not cut:
                     raise InputError(f"{text!r} has {len(found)} tokens, more than {self.length}; shorten it.")
                 found = [*found[: self.length - 1], self.end]
-            row[: len(found)] = torch.tensor(found)
-        return out
+            rows.append(found)
+        length = max(map(len, rows), default=2) if trim else self.length
+        padded = [row + [0] * (length - len(row)) for row in rows]
+        return torch.tensor(padded, dtype=torch.long).view(len(texts), length)
 
 
 class TextTransformer(nn.Module):
-    """Tokens (B, L) to vectors (B, E); section 2.4 of the paper, its code's first weights.
+    """Tokens (B, L or fewer) to vectors (B, E); section 2.4 of the paper, its code's first weights.
 
     Args:
         vocabulary: numbers there are.
@@ -176,7 +179,7 @@ class TextTransformer(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        x = self.token_embedding(tokens) + self.positional_embedding  # (B, L, D)
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]  # (B, L, D)
         for block in self.blocks:
             x = block(x)
         end = tokens.argmax(dim=-1)  # the end has the largest number

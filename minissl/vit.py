@@ -11,7 +11,6 @@ Shapes: B images of H x W pixels, patches of p x p, a grid (h, w) = (H / p, W / 
 
 import itertools
 import math
-from contextlib import nullcontext
 from typing import Literal
 
 import torch
@@ -33,6 +32,18 @@ SIZES = {
 }
 
 
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """(B, 3, H, W) to (B, N, p p 3): patches row by row, in each rows, columns, and channels fastest."""
+    x = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # (B, 3, h, p, w, p)
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
+    """Back: (B, N, p p 3) to (B, 3, H, W)."""
+    x = patches.unflatten(2, (patch_size, patch_size, 3)).unflatten(1, grid)  # (B, h, w, p, p, 3)
+    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
 class PatchEmbed(nn.Module):
     """Images (B, 3, H, W) to patch vectors (B, h, w, D)."""
 
@@ -50,14 +61,15 @@ class PatchEmbed(nn.Module):
                 # Padded on both sides, a patch's vector would be about its upper left corner; so, about its middle.
                 layers += [nn.ZeroPad2d((0, 1, 0, 1) if i == steps else 1)]
                 layers += [nn.Conv2d(before, after, 3, 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-                layers += [nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+                # A last 3 x 3 would let every patch see 43 pixels, all of a small image, and attention look anywhere.
+                near = (1, 1, 0) if i == steps else (3, 1, 1)
+                layers += [nn.Conv2d(after, after, *near, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
             self.stem = nn.Sequential(*layers)
             self.proj = nn.Conv2d(widths[-1], dim, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        slow = images.device.type == "cpu"  # bf16 convolutions are slower than fp32 there
-        with torch.autocast("cpu", enabled=False) if slow else nullcontext():
-            return self.proj(self.stem(images)).permute(0, 2, 3, 1)
+        images = images.contiguous(memory_format=torch.channels_last)  # convolutions are faster, in bf16 by half
+        return self.proj(self.stem(images)).permute(0, 2, 3, 1)
 
 
 class ViT(nn.Module):
@@ -73,6 +85,7 @@ class ViT(nn.Module):
         stem: str = "patch",
         drop_path: float = 0.0,
         init_std: float = 0.02,
+        positions: str = "learned",
         clip: bool = False,
     ):
         super().__init__()
@@ -81,7 +94,7 @@ class ViT(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, dim, stem)
         side = img_size // patch_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, dim))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, dim)) if positions == "learned" else None
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]  # deeper blocks are left out more often
         eps, activation = (1e-5, quick_gelu) if clip else (1e-6, F.gelu)
         self.norm_pre = nn.LayerNorm(dim, eps=eps) if clip else nn.Identity()
@@ -90,11 +103,14 @@ class ViT(nn.Module):
         for layer in [m for m in self.blocks.modules() if isinstance(m, nn.Linear)]:
             nn.init.trunc_normal_(layer.weight, std=init_std)
             nn.init.zeros_(layer.bias)
-        for tokens in (self.cls_token, self.pos_embed):
-            nn.init.trunc_normal_(tokens, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+        if self.pos_embed is not None:
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def positions(self, h: int, w: int) -> Tensor:
         """The learned positions (1, 1 + hw, D), resampled when the grid is not the one they were learned on."""
+        if self.pos_embed is None:
+            return torch.zeros_like(self.cls_token).expand(-1, 1 + h * w, -1)
         side = math.isqrt(self.pos_embed.shape[1] - 1)
         if (h, w) == (side, side):
             return self.pos_embed
@@ -116,11 +132,30 @@ class ViT(nn.Module):
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(1, 2)], dim=1)
         return self.norm_pre(x + self.positions(h, w)), (h, w)
 
-    def forward(self, images: Tensor) -> Tokens:
-        x, grid = self.embed(images)
+    def embed_some(self, patches: Tensor, places: Tensor, grid: tuple[int, int]) -> Tensor:
+        """The sequence (B, 1 + n, D) of some patches, each embedded by itself, so that it knows nothing of the others.
+
+        Args:
+            patches: their pixels, (B, n, 3, p, p).
+            places: (B, n) int64, where each belongs, row by row.
+            grid: (h, w) of the whole.
+        """
+        seen = self.patch_embed(patches.flatten(0, 1)).view(*places.shape, self.dim)  # (B, n, D)
+        positions = self.positions(*grid)
+        first = (self.cls_token + positions[:, :1]).expand(len(seen), -1, -1)
+        # Not positions[0, 1:][places], whose gradient is summed in any order by several threads.
+        own = positions[:, 1:].expand(len(seen), -1, -1).gather(1, places[..., None].expand(-1, -1, self.dim))
+        return self.norm_pre(torch.cat([first, seen + own], dim=1))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The blocks and the last norm, of a sequence (B, T, D)."""
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x)
+        return self.norm(x)
+
+    def forward(self, images: Tensor) -> Tokens:
+        x, grid = self.embed(images)
+        x = self.encode(x)
         return Tokens(x[:, 0], x[:, 1:].unflatten(1, grid))
 
     @torch.no_grad()
@@ -143,6 +178,7 @@ def vit(
     stem: Literal["patch", "conv"] = "patch",
     drop_path: float = 0.0,
     init_std: float = 0.02,
+    positions: Literal["learned", "none"] = "learned",
     clip: bool = False,
 ) -> ViT:
     """A ViT by name.
@@ -154,6 +190,7 @@ def vit(
         stem: how pixels become patch vectors, one linear map of each patch or a few small convolutions.
         drop_path: rate at which the last block's branches are left out; rises linearly from 0 at the first.
         init_std: deviation of the blocks' first weights, DINO's 0.02; a narrow ViT learns faster from 1 / sqrt(width).
+        positions: learned vectors that say where a patch is; with none, a patch is only what it shows.
         clip: the form of CLIP's image tower: a norm before the blocks, its approximate GELU, its epsilon.
 
     Raises:
@@ -172,5 +209,6 @@ def vit(
         stem=stem,
         drop_path=drop_path,
         init_std=init_std,
+        positions=positions,
         clip=clip,
     )

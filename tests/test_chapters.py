@@ -25,6 +25,7 @@ def cells(path, kind):
 
 
 def definitions(source):
+    source = "\n".join(line for line in source.splitlines() if not line.startswith("%"))  # notebook magic is no Python
     kinds = (ast.FunctionDef, ast.ClassDef)
     return [node.name for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
 

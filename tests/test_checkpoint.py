@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from minissl import checkpoint, pretrained
+from minissl.encoders import make_encoder
 from minissl.errors import InputError
 from tests.golden import tiny_vit
 
@@ -138,7 +139,7 @@ def test_another_model_is_said(tmp_path):
 
 def test_an_encoder_is_loaded_from_its_own_header(tmp_path):
     choices = {"name": "nano", "patch_size": 8, "img_size": 16, "stem": "conv"}
-    encoder = pretrained.vit(**choices)
+    encoder = make_encoder(**choices)
     pretrained.save(encoder, choices, tmp_path / "encoder.safetensors")
     found, images = pretrained.load(tmp_path), torch.randn(2, 3, 16, 16)
     assert not found.training

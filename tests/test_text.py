@@ -112,6 +112,15 @@ def test_tokens_are_start_words_end_zeros():
     assert tokenizer(TEXTS, cut=True).max() == end
 
 
+def test_zeros_that_end_all_rows_can_be_left_out_and_the_vectors_stay():
+    tokenizer = Tokenizer.learn(TEXTS, 30, 40)
+    whole, trimmed = tokenizer(TEXTS), tokenizer(TEXTS, trim=True)
+    assert trimmed.shape[1] == int((whole > 0).sum(1).max()) < 40
+    torch.manual_seed(0)
+    reader = TextTransformer(544, 40, 16, 2, 2, 8)
+    torch.testing.assert_close(reader(trimmed), reader(whole))
+
+
 def test_a_sentence_that_just_fits_is_kept_and_a_longer_one_refused_or_cut():
     tokenizer = Tokenizer([], 6)
     end = tokenizer.end

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minissl.augment import normalize, random_resized_crop
+from minissl.augment import flip, normalize, random_resized_crop
 from minissl.method import Batch
 from minissl.text import PLAIN, TextTransformer, Tokenizer
 
@@ -54,6 +54,7 @@ class CLIP(nn.Module):
         encoder: images -> Tokens, with its width as `dim`; its class token is projected into the shared space.
         size: pixels of the crop that the encoder sees.
         scale: share of the image's area of that crop; the paper's only augmentation.
+        mirror: how likely the crop is turned left to right; only where no sentence speaks of left and right.
         embedding: E.
         text_width: width of the text transformer.
         text_depth: its blocks.
@@ -76,6 +77,7 @@ class CLIP(nn.Module):
             "image_size": 64,
             "size": 32,
             "scale": (0.6, 1.0),  # 10,000 images are seen again and again
+            "mirror": 0.5,  # for the same reason
             "embedding": 64,
             "text_width": 128,  # 512 in the paper
             "text_depth": 2,  # 12 in the paper
@@ -83,7 +85,7 @@ class CLIP(nn.Module):
             "length": 24,  # 77 in the paper; these captions are short
             "vocabulary": 768,  # 49,408 in the paper; these captions need 660
             "batch_size": 128,  # 32,768 in the paper
-            "lr": 2e-3,
+            "lr": 1e-3,
             "final_weight_decay": 0.04,
             "minutes": 9.0,
         },
@@ -108,6 +110,7 @@ class CLIP(nn.Module):
         *,
         size: int = 224,
         scale: tuple[float, float] = (0.9, 1.0),
+        mirror: float = 0.0,
         embedding: int = 512,
         text_width: int = 512,
         text_depth: int = 12,
@@ -125,7 +128,7 @@ class CLIP(nn.Module):
         self.text = TextTransformer(vocabulary, length, text_width, text_depth, text_heads, embedding)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))  # of the scale its logarithm
         self.tokenizer = Tokenizer([], length)
-        self.size, self.scale = size, scale
+        self.size, self.scale, self.mirror = size, scale, mirror
         self.merges, self.most, self.forgive = vocabulary - PLAIN - 2, math.log(largest_scale), forgive
 
     def prepare(self, data: Any) -> None:
@@ -146,11 +149,11 @@ class CLIP(nn.Module):
 
     def embed_text(self, texts: list[str]) -> Tensor:
         """B sentences to vectors (B, E), of any length."""
-        tokens = self.tokenizer(texts, cut=True)
+        tokens = self.tokenizer(texts, cut=True, trim=True)
         return self.text(tokens.to(self.logit_scale.device, non_blocking=True))
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        images = normalize(random_resized_crop(batch.images, self.size, self.scale))
+        images = normalize(flip(random_resized_crop(batch.images, self.size, self.scale), self.mirror))
         image = self.embed_images(images).float()  # (B, E)
         text = self.embed_text([random.choice(texts) for texts in batch.captions]).float()  # (B, E)
         also = equally_true(batch.captions).to(image.device, non_blocking=True) if self.forgive else None

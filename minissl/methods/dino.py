@@ -156,10 +156,10 @@ class DINO(nn.Module):
             "size": 32,  # 16 patches
             "local_size": 16,  # 4 patches
             "local_crops": 2,  # 8 in the paper
-            "local_scale": (0.1, 0.4),  # from 0.05 in the paper: so little of 32 pixels shows nothing
+            "global_scale": (0.5, 1.0),  # from 0.4 in the paper
+            "local_scale": (0.25, 0.6),  # from 0.05 in the paper: so little of 32 pixels shows nothing
             "prototypes": 256,  # 65,536 in the paper
-            "hidden": 256,  # 2048 in the paper
-            "bottleneck": 64,  # 256 in the paper
+            **{"hidden": 256, "bottleneck": 64},  # 2048 and 256 in the paper
             "batch_norm": True,  # off in the paper: without it, a teacher this young soon says the same of everything
             "koleo": 0.3,  # not in the paper: without it the colour is learnt and nothing else
             "sinkhorn": 3,  # the paper's alternative to its centre, which cannot follow a teacher that moves so fast
@@ -168,7 +168,7 @@ class DINO(nn.Module):
             "momentum": 0.95,  # 0.996 in the paper: as many steps as there are, the teacher must move
             "batch_size": 128,
             "lr": 2e-3,
-            "minutes": 8.0,
+            "minutes": 9.0,
         },
         # The paper's ViT-S/16 on one GPU.
         "gpu": {
