@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from minissl import checkpoint
 from minissl.machine import Plan, choose_precision, memory_used, wait_for
 from minissl.method import Batch
+from minissl.optim import LARS, clip_gradients, param_groups
 from minissl.record import Recorder, interruptible
 from minissl.teacher import cosine, warmup_cosine
 
@@ -40,6 +41,7 @@ class TrainConfig:
         epochs: passes over the images; used when minutes is 0.
         minutes: train for about this long instead; the number of steps is measured at the start and then kept.
         batch_size: images a step.
+        optimizer: adamw, or lars for very large batches of a convolutional network.
         lr: learning rate at the end of the warm-up.
         final_lr: learning rate at the end of the run.
         warmup: share of the run in which the learning rate rises from 0.
@@ -56,6 +58,7 @@ class TrainConfig:
     epochs: float = 100.0
     minutes: float = 0.0
     batch_size: int = 64
+    optimizer: Literal["adamw", "lars"] = "adamw"
     lr: float = 5e-4
     final_lr: float = 1e-6
     warmup: float = 0.1
@@ -69,23 +72,9 @@ class TrainConfig:
     save_minutes: float = 1.0
 
 
-def param_groups(method: nn.Module) -> list[dict[str, Any]]:
-    """What is decayed (matrices and larger) and what is not (biases, norms, vectors), as in DINO.
-
-    A method whose layers learn at different speeds says so by `rates()`: parameter's name -> factor on the rate.
-    """
-    rates, groups = method.rates() if hasattr(method, "rates") else {}, {}
-    for name, p in method.named_parameters():
-        if p.requires_grad:
-            groups.setdefault((rates.get(name, 1.0), p.ndim >= 2 and not name.endswith(".bias")), []).append(p)
-    groups = groups | {key: groups.get(key, []) for key in ((1.0, True), (1.0, False))}
-    return [
-        {"params": params, "rate": rate, "decay": decay} | ({} if decay else {"weight_decay": 0.0})
-        for (rate, decay), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
-    ]
-
-
-def make_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "lars":
+        return LARS(param_groups(method), lr=config.lr)
     return torch.optim.AdamW(param_groups(method), lr=config.lr, fused=True)
 
 
@@ -97,13 +86,6 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: TrainConfig, progres
         if group["decay"]:
             group["weight_decay"] = cosine(config.weight_decay, config.final_weight_decay, progress)
     return lr
-
-
-def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
-    """Shrink each gradient that is longer than `max_norm`, each on its own: not the norm of them all together."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norms = torch.stack(torch._foreach_norm(gradients))
-    torch._foreach_mul_(gradients, list((max_norm / (norms + 1e-6)).clamp(max=1).unbind()))
 
 
 def training_step(

@@ -15,7 +15,8 @@ PACKAGE = Path(__file__).parent.parent / "minissl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ANCESTORS = {"dino": set(), "dinov2": {"dino"}, "dinov3": {"dino", "dinov2"}}  # "the literature"; no sibling
-FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "vit", "convnet", "text", "parallel"}
+FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "vit", "convnet", "text"}
+FOR_METHODS |= {"color", "parallel"}
 LOOPS = {"methods", "runs", "scores", "reports", "train", "record", "__main__"}
 MODELS = {"encoders", "transformer", "vit", "convnet", "text", "method", "teacher", "augment", "views", "pretrained"}
 FORBIDDEN = {  # room: the rooms it may not import
@@ -30,6 +31,9 @@ FORBIDDEN = {  # room: the rooms it may not import
     "augment": LOOPS | MODELS | {"data", "evaluate", "visualize"},
     "views": LOOPS | MODELS - {"augment"} | {"data", "evaluate", "visualize"},
     "teacher": LOOPS | {"augment", "views", "data", "evaluate", "visualize"},
+    "color": LOOPS | MODELS | {"data", "evaluate", "visualize", "optim", "parallel"},
+    "optim": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "parallel"},
+    "parallel": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim"},
     "pretrained": LOOPS,
 }
 IGNORANT = {"train", "record", "evaluate", "visualize", "checkpoint", "machine", "data"}  # rooms that know no method
@@ -185,7 +189,7 @@ def test_nothing_is_unpickled(path):
     assert untrusted_loads(read(path)) == []
 
 
-IN_A_STEP = FOR_METHODS - {"errors", "method"}
+IN_A_STEP = FOR_METHODS - {"errors", "method"} | {"optim"}
 STEP = [p for p in FILES if "methods" in p.parts or name_of(p) in IN_A_STEP]
 
 
@@ -227,6 +231,10 @@ def test_the_package_holds_python_only():
         ("views", "import chapters.solutions"),
         ("augment", "from minissl.views import multi_crop"),
         ("views", "from minissl.vit import vit"),
+        ("color", "from minissl.augment import grey"),
+        ("optim", "from minissl.train import TrainConfig"),
+        ("parallel", "from minissl.method import Batch"),
+        ("methods.simclr", "from minissl.optim import LARS"),
         ("machine", "import minissl"),
     ],
 )
@@ -240,6 +248,8 @@ def test_a_broken_import_is_seen(module, source):
         ("methods.dinov2", "from minissl.methods.dino import DINO\nimport torch"),
         ("methods.dinov3", "from minissl.methods import dino"),
         ("methods.dino", "from minissl.views import multi_crop"),
+        ("methods.simclr", "from minissl.parallel import gather_rows"),
+        ("methods.pretext", "from minissl.color import gamut"),
         ("views", "from minissl.augment import flip"),
         ("train", "from minissl.method import Batch\nfrom minissl import checkpoint"),
         ("visualize.attention", "from minissl.evaluate.attention import mass_mask"),
