@@ -19,8 +19,9 @@ DATA ?= scenes
 OUT ?= runs/chapter3
 OPTIONS ?=
 FOLDER ?=
+PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup chapter1 chapter2 chapter3 lab test test-fast check format calibration bench-views clean
+.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr lab test test-fast check format calibration arena bench-views clean
 
 help:  ## this list
 	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
@@ -54,15 +55,22 @@ chapter2: $(READY)  ## CLIP: images and sentences, and what labels forget (20 mi
 chapter3: $(READY)  ## train a small DINO from nothing to pictures (DATA=scenes OUT=runs/chapter3 OPTIONS=)
 	$(PYTHON) -m minissl train dino --data $(DATA) --out $(OUT) --resume $(OPTIONS)
 
+pretext: $(READY)  ## colorization and masked patches, for chapter 3.1 (20 minutes, runs/pretext)
+	$(PYTHON) -m minissl train pretext --task colorization --size 64 --minutes 8 --out runs/pretext/colorization --resume
+	$(PYTHON) -m minissl train pretext --task mae --size 64 --normalize_patches false --decoder_depth 2 --minutes 8 --out runs/pretext/mae --resume
+
+simclr: $(READY)  ## contrast of two views, for chapter 3.2 (10 minutes, runs/simclr)
+	$(PYTHON) -m minissl train simclr --data $(DATA) --out runs/simclr --resume $(OPTIONS)
+
 lab: $(READY)  ## open JupyterLab on the chapters
 	$(PYTHON) -m jupyterlab chapters
 
 test: $(if $(READY),.venv/ready-test)  ## every test, notebooks included
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest $(PARALLEL)
 	$(PYTHON) -m pytest --nbval-lax --nbval-cell-timeout 300 -p no:xdist chapters
 
 test-fast: $(if $(READY),.venv/ready-test)  ## the tests without notebooks, at most two minutes
-	$(PYTHON) -m pytest -m "not slow"
+	$(PYTHON) -m pytest $(PARALLEL) -m "not slow"
 
 check: $(if $(READY),.venv/ready-test)  ## format and lint, changing nothing
 	$(PYTHON) -m ruff format --check .
@@ -74,6 +82,9 @@ format: $(if $(READY),.venv/ready-test)  ## format and lint, mending what can be
 
 calibration: $(READY)  ## measure how hard the embedded world is (half an hour)
 	$(PYTHON) -m tests.benchmarks.calibration
+
+arena: $(READY)  ## the same encoder, data and minutes for every method so far, three seeds (an hour, runs/arena.json)
+	$(PYTHON) -m tests.benchmarks.arena
 
 bench-views: $(READY)  ## time our views against torchvision's, a minute (FOLDER=, of images; else scenes)
 	$(PYTHON) -m tests.benchmarks.views $(if $(FOLDER),--folder "$(FOLDER)")

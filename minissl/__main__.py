@@ -61,8 +61,8 @@ def train_parser(method: str, preset: str) -> Parser:
     return parser
 
 
-def train(words: list[str]) -> None:
-    """`train METHOD ...`."""
+def parse_run(words: list[str]) -> tuple[runs.Run, dict]:
+    """What `train METHOD ...` asks for: the run, and all options by name."""
     if not words or words[0].startswith("-"):
         raise InputError(f"Say which method to train: {', '.join(available())}.")
     method, words = words[0], [re.sub(r"(?<=\w)-(?=\w)", "_", w) if w.startswith("--") else w for w in words[1:]]
@@ -76,7 +76,13 @@ def train(words: list[str]) -> None:
     run = runs.Run(
         method, asked["data"], asked["image_size"], asked["encoder"] | {"img_size": asked["size"]}, options, loop
     )
-    runs.start(run, asked["out"] or Path("runs") / method, str(device), asked["resume"])
+    return run, asked | {"device": str(device)}
+
+
+def train(words: list[str]) -> None:
+    """`train METHOD ...`."""
+    run, asked = parse_run(words)
+    runs.start(run, asked["out"] or Path("runs") / run.method, asked["device"], asked["resume"])
 
 
 def evaluate(words: list[str]) -> None:

@@ -168,7 +168,7 @@ class DINO(nn.Module):
             "momentum": 0.95,  # 0.996 in the paper: as many steps as there are, the teacher must move
             "batch_size": 128,
             "lr": 2e-3,
-            "minutes": 9.0,
+            "minutes": 8.0,
         },
         # The paper's ViT-S/16 on one GPU.
         "gpu": {
