@@ -48,7 +48,7 @@ chapter1: $(READY)  ## transfer learning: train with labels, adapt to new ones (
 chapter2: $(READY)  ## CLIP: images and sentences, and what labels forget (20 minutes, runs/chapter2)
 	$(PYTHON) -m minissl train clip --data scenes:compositions --out runs/chapter2/clip --resume
 	$(PYTHON) -m minissl evaluate runs/chapter2/clip --data scenes
-	$(PYTHON) -m minissl train transfer --data scenes:compositions --minutes 9 --out runs/chapter2/objects --resume
+	$(PYTHON) -m minissl train transfer --data scenes:compositions --encoder.name cnn --minutes 9 --out runs/chapter2/objects --resume
 	$(PYTHON) -m minissl evaluate runs/chapter2/objects --data scenes
 	$(PYTHON) -m minissl compare runs/chapter2/objects runs/chapter2/clip --out runs/chapter2/compare.png
 

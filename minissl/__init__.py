@@ -7,9 +7,10 @@ To read it in order:
     text        sentence -> numbers -> vector
     augment     operations on a batch of images, each image with its own draw, on the device
     views       the papers' recipes: a batch of images -> other looks at them
+    color       lightness and colour apart
     teacher     a moving average of a network, and schedules of progress
     methods/    one file per paper: its losses as functions, and a class that feeds them
-    train       the loop
+    train       the loop, with `optim` and `parallel`
     evaluate/   how good the features are
     visualize/  what they look like
 

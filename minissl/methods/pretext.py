@@ -69,7 +69,7 @@ class Rotation(nn.Module):
 class Colorization(nn.Module):
     """Which colours did this grey image have? A distribution over bins, or, as the contrast, two numbers (`regress`).
 
-    The answer is given for squares of a quarter of a patch's side squared, 4 x 4 pixels for patches of 8 and cells 2.
+    The answer is given for `cells` x `cells` squares of each patch: 4 x 4 pixels each for patches of 8.
     """
 
     def __init__(self, encoder: nn.Module, regress: bool, cells: int = 2):
