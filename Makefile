@@ -55,11 +55,11 @@ chapter2: $(READY)  ## CLIP: images and sentences, and what labels forget (20 mi
 chapter3: $(READY)  ## train a small DINO from nothing to pictures (DATA=scenes OUT=runs/chapter3 OPTIONS=)
 	$(PYTHON) -m minissl train dino --data $(DATA) --out $(OUT) --resume $(OPTIONS)
 
-pretext: $(READY)  ## colorization and masked patches, for chapter 3.1 (20 minutes, runs/pretext)
+pretext: $(READY)  ## colorization and masked patches (20 minutes, runs/pretext)
 	$(PYTHON) -m minissl train pretext --task colorization --size 64 --minutes 8 --out runs/pretext/colorization --resume
 	$(PYTHON) -m minissl train pretext --task mae --size 64 --normalize_patches false --decoder_depth 2 --minutes 8 --out runs/pretext/mae --resume
 
-simclr: $(READY)  ## contrast of two views, for chapter 3.2 (10 minutes, runs/simclr)
+simclr: $(READY)  ## contrast of two views (10 minutes, runs/simclr)
 	$(PYTHON) -m minissl train simclr --data $(DATA) --out runs/simclr --resume $(OPTIONS)
 
 lab: $(READY)  ## open JupyterLab on the chapters

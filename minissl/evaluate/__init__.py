@@ -5,9 +5,11 @@ from minissl.evaluate.classify import knn, linear_probe
 from minissl.evaluate.destroy import what_survives
 from minissl.evaluate.features import extract, rank_me
 from minissl.evaluate.few_labels import few, few_labels, fine_tune
+from minissl.evaluate.spread import alignment, uniformity
 from minissl.evaluate.zero_shot import class_vectors, in_templates, retrieval, zero_shot
 
 __all__ = [
+    "alignment",
     "attention_iou",
     "attention_share",
     "class_vectors",
@@ -22,6 +24,7 @@ __all__ = [
     "mass_mask",
     "rank_me",
     "retrieval",
+    "uniformity",
     "what_survives",
     "zero_shot",
 ]
