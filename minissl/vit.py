@@ -61,7 +61,7 @@ class PatchEmbed(nn.Module):
                 # Padded on both sides, a patch's vector would be about its upper left corner; so, about its middle.
                 layers += [nn.ZeroPad2d((0, 1, 0, 1) if i == steps else 1)]
                 layers += [nn.Conv2d(before, after, 3, 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-                # A last 3 x 3 would let every patch see 43 pixels, all of a small image, and attention look anywhere.
+                # A last 3 x 3 would let every patch see 43 pixels, all of a small image; so it is 27.
                 near = (1, 1, 0) if i == steps else (3, 1, 1)
                 layers += [nn.Conv2d(after, after, *near, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
             self.stem = nn.Sequential(*layers)
