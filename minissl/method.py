@@ -38,8 +38,9 @@ class Method(Protocol):
     `presets` holds, for "cpu" and for "gpu", the values that differ from the defaults of the method's constructor, of
     `encoders.make_encoder` (as "encoder.NAME") and of `train.TrainConfig`, each with its reason in a comment.
 
-    A method may also have `needs`, the names of what it needs of a `Batch` besides images, and `prepare(data)`, a look
-    at the training data (`data.Images`) before the first step; what it learns there belongs into its state.
+    A method may also have `needs`, the names of what it needs of a `Batch` besides images; `prepare(data)`, a look at
+    the training data (`data.Images`) before the first step; what it learns there belongs into its state; and `reads`,
+    what its features are, for `evaluate.extract`, if they are not the class token alone.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]]

@@ -51,6 +51,11 @@ class Run:
     def size(self) -> int:
         return self.encoder["img_size"]
 
+    @property
+    def reads(self) -> str:
+        """What the features of its encoder are, for `evaluate.extract`."""
+        return getattr(find(self.method), "reads", "cls")
+
     def build(self) -> nn.Module:
         """The method as it is before the first step; the same every time."""
         torch.manual_seed(self.loop["seed"])
@@ -118,7 +123,7 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     few, fewer = data.some(4000).to(device), test.some(1000).to(device)
     train.fit(
         method, resident, config, plan.steps, out,
-        watch=lambda encoder: watch(encoder, few, fewer, run.size),
+        watch=lambda encoder: watch(encoder, few, fewer, run.size, run.reads),
         export=lambda encoder: pretrained.save(encoder, run.encoder, out / "encoder.safetensors"),
     )  # fmt: skip
     metrics = measure(out, data=(data, test), device=device)
@@ -163,10 +168,10 @@ def measure(
     run, _ = read(out)
     run = replace(run, data=data_name or run.data)
     device = choose_device() if device is None else device
-    trained = pretrained.load(out).to(device)
+    trained = pretrained.load(out)
     parts = data or (run.images("train"), run.images("test"))
     parts = [part.some(n).to(device) for part, n in zip(parts, (20_000, 5_000))]
-    ours, theirs = score(trained, *parts, run.size), score(untrained(run).to(device), *parts, run.size)
+    ours, theirs = (score(e.to(device), *parts, run.size, run.reads) for e in (trained, untrained(run)))
     if hasattr(find(run.method), "embed_text"):
         ours |= score_text(load_method(out).to(device), parts[1], run.size)
     metrics = {"data": run.data, "train_images": len(parts[0]), "test_images": len(parts[1]), **ours}
@@ -221,7 +226,7 @@ def show(out: Path, test: Images | None = None) -> None:
         "attention": attention_figure(encoder, eight.images, run.size, masks=eight.masks),
         "pca": pca_figure(encoder, images[:: max(len(images) // 16, 1)][:16], look),
         "curves": curves_figure(read_log(out / "log.jsonl"), run.options.get("prototypes"), metrics.get("random_knn")),
-        "collapse": collapse_figure(*(extract(e, images, run.size) for e in (encoder, before))),
+        "collapse": collapse_figure(*(extract(e, images, run.size, pool=run.reads) for e in (encoder, before))),
     }
     for name, figure in figures.items():
         figure.savefig(out / f"{name}.png", dpi=130)

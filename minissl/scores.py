@@ -28,24 +28,25 @@ def accuracy(found: Tensor, true: Tensor) -> float:
     return float((found == true).float().mean())
 
 
-def watch(encoder: nn.Module, train_set: Images, test_set: Images, size: int) -> dict[str, float]:
+def watch(encoder: nn.Module, train_set: Images, test_set: Images, size: int, pool: str = "cls") -> dict[str, float]:
     """A look while training: k-NN, or RankMe where there are no labels."""
-    features = extract(encoder, train_set.images, size)
+    features, tests = (extract(encoder, x.images, size, pool=pool) for x in (train_set, test_set))
     if train_set.labels is None or test_set.labels is None:
         return {"rank_me": rank_me(features)}
-    found = knn(features, train_set.labels, extract(encoder, test_set.images, size))
+    found = knn(features, train_set.labels, tests)
     return {"knn": accuracy(found, test_set.labels)}
 
 
-def score(encoder: nn.Module, train_set: Images, test_set: Images, size: int) -> dict[str, float]:
+def score(encoder: nn.Module, train_set: Images, test_set: Images, size: int, pool: str = "cls") -> dict[str, float]:
     """k-NN and a linear classifier on the labels and on every other factor that is known, rank, attention.
 
     Args:
         encoder: images -> Tokens.
         train_set, test_set: on the encoder's device.
         size: pixels the encoder sees.
+        pool: what is read of an image's tokens, as for `evaluate.extract`.
     """
-    features, tests = (extract(encoder, x.images, size) for x in (train_set, test_set))
+    features, tests = (extract(encoder, x.images, size, pool=pool) for x in (train_set, test_set))
     metrics = {"rank_me": rank_me(tests)}
     if train_set.labels is not None and test_set.labels is not None:
         metrics["knn"] = accuracy(knn(features, train_set.labels, tests), test_set.labels)

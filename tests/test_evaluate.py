@@ -81,6 +81,16 @@ def test_extract_is_the_encoder_in_evaluation_mode_and_gives_the_mode_back():
     torch.testing.assert_close(found, encoder.eval()(normalize(images)).cls.detach())
 
 
+def test_extract_reads_the_patches_too():
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    encoder = tiny_vit().eval()
+    tokens = encoder(normalize(images.float() / 255))
+    both = evaluate.extract(encoder, images, pool="both")
+    assert torch.equal(both[:, :32], tokens.cls)
+    mean = sum(tokens.patches[:, y, x] for y in range(4) for x in range(4)) / 16
+    torch.testing.assert_close(both[:, 32:], mean)
+
+
 def test_extract_brings_images_to_a_size():
     images = torch.randint(0, 256, (2, 3, 40, 40), dtype=torch.uint8)
     assert evaluate.extract(tiny_vit(), images, size=16).shape == (2, 32)

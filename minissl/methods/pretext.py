@@ -1,8 +1,7 @@
 """Pretext tasks: hide something of an image that nobody has to write down, and let the network find it.
 
 Rotation: Gidaris et al., 2018 (arXiv:1803.07728). Colorization: Zhang et al., 2016 (arXiv:1603.08511). Inpainting:
-Pathak et al., Context Encoders, 2016 (arXiv:1604.07379), without its adversary; He et al., Masked Autoencoders,
-2021 (arXiv:2111.06377).
+Pathak et al., 2016 (arXiv:1604.07379), without its adversary; masked: He et al., MAE, 2021 (arXiv:2111.06377).
 
 Shapes: B images (B, 3, H, W), patches of p x p pixels, a grid (h, w) of N = hw, D the encoder's width, Q colour bins.
 """
@@ -185,6 +184,7 @@ class Pretext(nn.Module):
         decoder_depth: its blocks.
     """
 
+    reads: ClassVar[str] = "both"  # all tasks but rotation train the patches, and the class token hardly
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu": {  # what learns in minutes on two cores
             "encoder.name": "nano",

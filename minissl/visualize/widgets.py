@@ -1,9 +1,11 @@
 """Things to move in a notebook, each with a still picture beside it for where nothing runs.
 
-Widgets are made of ipywidgets; they only call functions that figures are made by.
+Widgets are made of ipywidgets; they only call functions that figures are made by. The picture is an image that is
+exchanged, not an output that is captured: so a notebook that holds one also runs where nobody watches.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from io import BytesIO
 
 from matplotlib.figure import Figure
 
@@ -18,10 +20,12 @@ def figure_for(draw: Callable[..., Figure], **choices: Sequence | Mapping):
     Returns:
         A widget.
     """
-    from IPython.display import display
     from ipywidgets import interactive
 
-    return interactive(lambda **chosen: display(draw(**chosen)), **choices)
+    controls = {name: interactive.widget_from_abbrev(choice) for name, choice in choices.items()}
+    for name, control in controls.items():
+        control.description = name
+    return _redrawn(draw, controls)
 
 
 def text_box(draw: Callable[[str], Figure], start: str):
@@ -34,8 +38,24 @@ def text_box(draw: Callable[[str], Figure], start: str):
     Returns:
         A widget.
     """
-    from IPython.display import display
-    from ipywidgets import Text, interactive
+    from ipywidgets import Text
 
     box = Text(start, continuous_update=False, layout={"width": "90%"})
-    return interactive(lambda text: display(draw(text)), text=box)
+    return _redrawn(lambda text: draw(text), {"text": box})
+
+
+def _redrawn(draw: Callable[..., Figure], controls: dict):
+    """The controls above a picture, which is drawn again when one of them is moved."""
+    from ipywidgets import Image, VBox
+
+    picture = Image(format="png")
+
+    def redraw(_=None) -> None:
+        page = BytesIO()
+        draw(**{name: control.value for name, control in controls.items()}).savefig(page, format="png", dpi=100)
+        picture.value = page.getvalue()
+
+    for control in controls.values():
+        control.observe(redraw, "value")
+    redraw()
+    return VBox([*controls.values(), picture])

@@ -1,7 +1,8 @@
 """The same encoder, data and minutes: which task teaches what? `make arena` runs it and prints the table.
 
-Every method trains with its preset for a CPU, from three seeds, and is measured as every run is. The numbers are
-written after each run, and what is there is not run again: the arena goes on where it was stopped.
+Every method trains with its preset for a CPU, from three seeds, and all are measured alike: what is read of an image
+is its class token and the mean of its patches, because some tasks train only the one, some only the other. The numbers
+are written after each run, and what is there is not run again: the arena goes on where it was stopped.
 
     python -m tests.benchmarks.arena [--minutes 3] [--seeds 0 1 2] [--out runs/arena.json]
 """
@@ -37,7 +38,7 @@ def compete(name: str, seed: int, minutes: float) -> dict[str, float]:
         config = train.TrainConfig(**run.loop)
         config = replace(config, precision=train.choose_precision(config.precision, torch.device("cpu")))
         train.learn(method, data, config, train.plan(method, data, config).steps)
-    found = scores.score(method.encoder.eval(), data, run.images("test"), run.size)
+    found = scores.score(method.encoder.eval(), data, run.images("test"), run.size, pool="both")
     return {key: found[key] for key in KEPT}
 
 

@@ -1,0 +1,33 @@
+"""What is moved in a notebook draws its picture anew, without anyone who captures output."""
+
+from io import BytesIO
+
+from matplotlib.figure import Figure
+from PIL import Image
+
+from minissl.visualize.widgets import figure_for, text_box
+
+
+def width(widget):
+    return Image.open(BytesIO(widget.children[-1].value)).width
+
+
+def test_a_sentence_is_answered():
+    box = text_box(lambda text: Figure(figsize=(len(text), 1)), "one")
+    assert width(box) == 300
+    box.children[0].value = "seven"
+    assert width(box) == 500
+
+
+def test_every_control_redraws_and_gives_its_value():
+    seen = []
+
+    def draw(scale, kind):
+        seen.append((scale, kind))
+        return Figure(figsize=(2, 1))
+
+    moved = figure_for(draw, scale=(0.0, 1.0, 0.5), kind={"first": 1, "second": 2})
+    scale, kind, _ = moved.children
+    assert (scale.description, kind.description) == ("scale", "kind")
+    scale.value, kind.value = 1.0, 2
+    assert seen == [(0.5, 1), (1.0, 1), (1.0, 2)]
