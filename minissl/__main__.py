@@ -1,4 +1,4 @@
-"""python -m minissl train METHOD | evaluate DIR | show DIR | compare DIR DIR ... | few DIR | export DIR FILE
+"""python -m minissl train METHOD | evaluate DIR | show DIR | compare DIR DIR ... | few DIR DIR ... | export DIR FILE
 
 Every option is an argument of the method's constructor, of `encoders.make_encoder` (as --encoder.NAME) or of
 `train.TrainConfig`. Their defaults are the paper's; a preset replaces those that the hardware cannot afford.
@@ -26,7 +26,7 @@ USAGE = f"""minissl: self-supervised vision, step by step
   python -m minissl evaluate DIR [--data NAME]
   python -m minissl show DIR
   python -m minissl compare DIR DIR ... --out FILE.png
-  python -m minissl few DIR --data NAME
+  python -m minissl few DIR DIR ... --data NAME
   python -m minissl export DIR FILE.safetensors
 
 METHOD is one of: {", ".join(available())}
@@ -111,13 +111,13 @@ def compare(words: list[str]) -> None:
 
 
 def few(words: list[str]) -> None:
-    """`few DIR --data NAME [--seeds N]`."""
+    """`few DIR DIR ... --data NAME [--seeds N]`."""
     parser = Parser(prog="minissl few", description=reports.few.__doc__.splitlines()[0])
-    parser.add_argument("dir", type=Path)
+    parser.add_argument("dirs", type=Path, nargs="+", help="runs that differ in their seed")
     parser.add_argument("--data", default="scenes:new", help="the task the few labels are of")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of the labels")
+    parser.add_argument("--seeds", type=int, default=3, help="draws of the labels for each")
     asked = parser.parse_args(words)
-    reports.few(asked.dir, asked.data, asked.dir / "few_labels.png", asked.seeds)
+    reports.few(asked.dirs, asked.data, asked.dirs[0] / "few_labels.png", asked.seeds)
 
 
 def export(words: list[str]) -> None:

@@ -46,23 +46,25 @@ def compare(folders: list[Path], out: Path) -> dict[str, dict[str, float]]:
     return rows
 
 
-def few(folder: Path, data: str, out: Path, seeds: int = 3) -> dict[str, Any]:
-    """Accuracy on a task the run was not trained for, by the number of labels a class.
+def few(folders: list[Path], data: str, out: Path, seeds: int = 3) -> dict[str, Any]:
+    """Accuracy on a task runs were not trained for, by the number of labels a class.
 
     Args:
-        folder: of a run.
+        folders: of runs that differ in their seed; the deviation is over all their draws.
         data: the task, a data set's name.
         out: a picture, PNG; a JSON file of the same name goes beside it.
-        seeds: draws of the labels.
+        seeds: draws of the labels for each run.
     """
-    run, _ = runs.read(folder)
-    device = choose_device()
-    train, test = (replace(run, data=data).images(split).to(device) for split in ("train", "test"))
-    test = test.some(1000)
-    table = few_labels(
-        pretrained.load(folder).to(device), runs.untrained(run).to(device), (train.images, train.labels),
-        (test.images, test.labels), run.size, COUNTS, seeds,
-    )  # fmt: skip
+    tables, device = [], choose_device()
+    for i, folder in enumerate(folders):
+        run, _ = runs.read(folder)
+        train, test = (replace(run, data=data).images(split).to(device) for split in ("train", "test"))
+        test = test.some(1000)
+        tables += [few_labels(
+            pretrained.load(folder).to(device), runs.untrained(run).to(device), (train.images, train.labels),
+            (test.images, test.labels), run.size, COUNTS, seeds, first=i * seeds,
+        )]  # fmt: skip
+    table = {name: torch.cat([found[name] for found in tables], dim=1) for name in tables[0]}
     lines = {name: 100 * values.cpu() for name, values in table.items()}
     figure = lines_figure(COUNTS, lines, "labels a class", "right answers (%)", f"{run.data} to {data}")
     _keep(out, {"labels": list(COUNTS), "data": data} | {name: x.tolist() for name, x in lines.items()}, figure)

@@ -174,6 +174,7 @@ def learn(method: nn.Module, data, config: TrainConfig, steps: int) -> list[dict
     config = replace(config, precision=choose_precision(config.precision, device))
     if hasattr(method, "prepare"):
         method.prepare(data)
+    method.train()  # a look in between may have left it in evaluation mode, its batch norms frozen
     optimizer, history = make_optimizer(method, config), []
     for step, batch in zip(range(steps), batches(data, config.batch_size, config.seed, device=device)):
         seed_step(config.seed, step)

@@ -70,6 +70,8 @@ def test_few_labels_of_another_task(runs, monkeypatch, capsys):
     for name in ("frozen", "fine-tuned", "from nothing"):
         assert torch.tensor(table[name]).shape == (2, 2)
     assert (runs / "known" / "few_labels.png").exists()
+    assert main(["few", str(runs / "known"), str(runs / "known"), "--data", "scenes:new", "--seeds", "1"]) == 0
+    assert json.loads((runs / "known" / "few_labels.json").read_text(encoding="utf-8")) == table  # the same draws
 
 
 def test_what_is_exported_is_the_whole_method(runs, capsys):

@@ -31,6 +31,15 @@ ROOT = Path(__file__).parent.parent
 SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
+def test_learning_goes_on_after_a_look_in_evaluation_mode():
+    method = find("transfer")(tiny_vit(stem="conv"), size=16, classes=2).eval()
+    data = Images(torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), torch.arange(8) % 2, ("0", "1"))
+    before = {name: x.clone() for name, x in method.named_buffers() if "running_mean" in name}
+    train.learn(method, data, TrainConfig(batch_size=4, precision="fp32"), steps=2)
+    assert before
+    assert all(not torch.equal(x, before[name]) for name, x in method.named_buffers() if name in before)
+
+
 def test_gradients_are_clipped_one_by_one():
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(2))]

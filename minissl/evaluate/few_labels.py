@@ -81,6 +81,7 @@ def few_labels(
     size: int,
     counts: Sequence[int] = (1, 5, 10, 50, 100, 500),
     seeds: int = 3,
+    first: int = 0,
 ) -> dict[str, Tensor]:
     """Accuracy at so many labels a class, three ways.
 
@@ -92,6 +93,7 @@ def few_labels(
         size: pixels the encoders see.
         counts: labels a class.
         seeds: draws of the few, each with its own start of the classifier.
+        first: the first one's seed.
 
     Returns:
         "frozen", "fine-tuned" and "from nothing" -> (len(counts), seeds), 0 to 1.
@@ -100,7 +102,7 @@ def few_labels(
     features, test_features = extract(encoder, images, size), extract(encoder, tests, size)
     out = {name: torch.zeros(len(counts), seeds) for name in ("frozen", "fine-tuned", "from nothing")}
     for i, count in enumerate(counts):
-        for seed in range(seeds):
+        for j, seed in enumerate(range(first, first + seeds)):
             rows = few(labels, count, seed).to(images.device)
             few_images, few_truth = images[rows], labels[rows]
             found = {
@@ -109,5 +111,5 @@ def few_labels(
                 "from nothing": fine_tune(untrained, few_images, few_truth, tests, size, layer_decay=1.0, seed=seed),
             }
             for name, labels_found in found.items():
-                out[name][i, seed] = (labels_found == truth).float().mean()
+                out[name][i, j] = (labels_found == truth).float().mean()
     return out
