@@ -19,7 +19,9 @@ from minissl.evaluate import (
     linear_probe,
     rank_me,
     retrieval,
+    sentence_vectors,
     zero_shot,
+    zero_shot_sum,
 )
 from minissl.method import Tokens
 
@@ -82,7 +84,7 @@ def score_text(method: nn.Module, images: Images, size: int) -> dict[str, float]
     """What a method can do that embeds images and sentences alike: zero-shot classification, and retrieval.
 
     Args:
-        method: with `encoder`, `embed_images` and `embed_text`.
+        method: with `encoder`, `embed_images`, `embed_text` and `logit_scale`.
         images: on its device, with classes, factors or captions.
         size: pixels the encoder sees.
     """
@@ -92,8 +94,11 @@ def score_text(method: nn.Module, images: Images, size: int) -> dict[str, float]
     if not prompts and images.labels is not None:
         prompts, labels = {"classes": in_templates(images.classes)}, {"classes": images.labels}
     for name in prompts:
-        found = zero_shot(vectors, class_vectors(method.embed_text, prompts[name]))
-        metrics[f"zero_shot_{name}"] = accuracy(found, labels[name].to(found.device))
+        truth = labels[name].to(vectors.device)
+        averaged, sentences = (f(method.embed_text, prompts[name]) for f in (class_vectors, sentence_vectors))
+        metrics[f"zero_shot_{name}"] = accuracy(zero_shot(vectors, averaged), truth)
+        summed = zero_shot_sum(vectors, sentences, method.logit_scale.detach().exp())
+        metrics[f"zero_shot_sum_{name}"] = accuracy(summed, truth)
     if images.captions is not None and len(images) >= 100:
         number = {texts: i for i, texts in enumerate(dict.fromkeys(images.captions))}
         true = images.labels.new_tensor([number[texts] for texts in images.captions])

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minissl.augment import normalize
-from minissl.evaluate import class_vectors, in_templates, retrieval, zero_shot
+from minissl.evaluate import class_vectors, in_templates, retrieval, sentence_vectors, zero_shot, zero_shot_sum
 from minissl.method import Batch
 from minissl.methods.clip import CLIP, clip_loss, equally_true
 from tests.golden import tiny_vit, wave
@@ -224,6 +224,20 @@ def test_a_class_is_the_mean_of_its_sentences_directions():
     vectors = {"a": [10.0, 0.0], "b": [0.0, 0.1], "c": [-3.0, 4.0]}
     found = class_vectors(lambda texts: torch.tensor([vectors[text] for text in texts]), [["a", "b"], ["c"]])
     torch.testing.assert_close(found, torch.tensor([[0.5**0.5, 0.5**0.5], [-0.6, 0.8]]))
+
+
+def test_zero_shot_sum_is_the_mean_share_of_the_softmax():
+    torch.manual_seed(0)
+    vectors = {text: torch.randn(4) for text in "abcde"}
+    prompts, images = [["a", "b", "c"], ["d", "e"]], torch.randn(20, 4)
+    sentences = sentence_vectors(lambda texts: torch.stack([vectors[text] for text in texts]), prompts)
+    expected = []
+    for image in images:
+        power = {t: math.exp(7 * float(F.cosine_similarity(image, vectors[t], dim=0))) for t in vectors}
+        means = [sum(power[t] for t in texts) / len(texts) for texts in prompts]
+        expected.append(means.index(max(means)))
+    assert zero_shot_sum(images, sentences, 7.0).tolist() == expected
+    assert 0 < sum(expected) < 20
 
 
 def test_zero_shot_takes_the_nearest_direction():

@@ -27,7 +27,7 @@ def describe(paraphrase: int, **words: str) -> str:
     return CAPTIONS[paraphrase].format(**words, doing=words["action"], where=_WHERE[words["place"]])
 
 
-def prompts(factor: str, names: dict[str, tuple[str, ...]], n: int = 60) -> tuple[tuple[str, ...], ...]:
+def prompts(factor: str, names: dict[str, tuple[str, ...]], n: int = 300) -> tuple[tuple[str, ...], ...]:
     """For each class of a factor, n sentences that say it, the rest of each drawn at random.
 
     Args:

@@ -6,7 +6,14 @@ from minissl.evaluate.destroy import what_survives
 from minissl.evaluate.features import extract, rank_me
 from minissl.evaluate.few_labels import few, few_labels, fine_tune
 from minissl.evaluate.spread import alignment, uniformity
-from minissl.evaluate.zero_shot import class_vectors, in_templates, retrieval, zero_shot
+from minissl.evaluate.zero_shot import (
+    class_vectors,
+    in_templates,
+    retrieval,
+    sentence_vectors,
+    zero_shot,
+    zero_shot_sum,
+)
 
 __all__ = [
     "alignment",
@@ -24,7 +31,9 @@ __all__ = [
     "mass_mask",
     "rank_me",
     "retrieval",
+    "sentence_vectors",
     "uniformity",
     "what_survives",
     "zero_shot",
+    "zero_shot_sum",
 ]
