@@ -1,4 +1,5 @@
-"""python -m minissl train METHOD | evaluate DIR | show DIR | compare DIR DIR ... | few DIR DIR ... | export DIR FILE
+"""python -m minissl train METHOD | evaluate DIR | show DIR | compare DIR DIR ... | few DIR DIR ...
+                         | doctor DIR | export DIR FILE
 
 Every option is an argument of the method's constructor, of `encoders.make_encoder` (as --encoder.NAME) or of
 `train.TrainConfig`. Their defaults are the paper's; a preset replaces those that the hardware cannot afford.
@@ -27,6 +28,7 @@ USAGE = f"""minissl: self-supervised vision, step by step
   python -m minissl show DIR
   python -m minissl compare DIR DIR ... --out FILE.png
   python -m minissl few DIR DIR ... --data NAME
+  python -m minissl doctor DIR
   python -m minissl export DIR FILE.safetensors
 
 METHOD is one of: {", ".join(available())}
@@ -120,6 +122,13 @@ def few(words: list[str]) -> None:
     reports.few(asked.dirs, asked.data, asked.dirs[0] / "few_labels.png", asked.seeds)
 
 
+def doctor(words: list[str]) -> int:
+    """`doctor DIR`."""
+    parser = Parser(prog="minissl doctor", description=reports.diagnose.__doc__.splitlines()[0])
+    parser.add_argument("dir", type=Path)
+    return 1 if reports.diagnose(parser.parse_args(words).dir) else 0
+
+
 def export(words: list[str]) -> None:
     """`export DIR FILE`."""
     parser = Parser(prog="minissl export", description=runs.export.__doc__.splitlines()[0])
@@ -130,9 +139,10 @@ def export(words: list[str]) -> None:
 
 
 def main(words: list[str]) -> int:
-    """Run a command; returns the exit code: 0 done, 2 bad input, 130 stopped by Ctrl-C."""
+    """Run a command. The exit code: 0 done, 1 the doctor found something, 2 bad input, 130 stopped by Ctrl-C."""
     commands = {
-        "train": train, "evaluate": evaluate, "show": show, "compare": compare, "few": few, "export": export
+        "train": train, "evaluate": evaluate, "show": show, "compare": compare, "few": few, "doctor": doctor,
+        "export": export,
     }  # fmt: skip
     try:
         if not words or words[0] in ("-h", "--help"):
@@ -140,7 +150,7 @@ def main(words: list[str]) -> int:
         elif words[0] not in commands:
             raise InputError(f"There is no command {words[0]!r}; choose one of {', '.join(commands)}.")
         else:
-            commands[words[0]](words[1:])
+            return commands[words[0]](words[1:]) or 0
     except InputError as error:
         print(f"minissl: {error}", file=sys.stderr)
         return 2

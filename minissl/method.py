@@ -39,8 +39,9 @@ class Method(Protocol):
     `encoders.make_encoder` (as "encoder.NAME") and of `train.TrainConfig`, each with its reason in a comment.
 
     A method may also have `needs`, the names of what it needs of a `Batch` besides images; `prepare(data)`, a look at
-    the training data (`data.Images`) before the first step; what it learns there belongs into its state; and `reads`,
-    what its features are, for `evaluate.extract`, if they are not the class token alone.
+    the training data (`data.Images`) before the first step; what it learns there belongs into its state; `reads`, what
+    its features are, for `evaluate.extract`, if they are not the class token alone; and `guesses(batch_size)`, from how
+    many answers a term of the loss has to choose: as long as it stays at the logarithm of that, nothing is learnt.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]]

@@ -60,6 +60,7 @@ class Recorder:
         batch_size: images a step.
         watch: measures the encoder; called every `watch_minutes` and at the end.
         save: keeps everything at a step; called every `save_minutes` and at the end.
+        look: says of the lines of the log so far what is wrong, as findings with a name; called after `watch`.
     """
 
     def __init__(
@@ -72,9 +73,11 @@ class Recorder:
         save: Callable[[int], None],
         watch_minutes: float,
         save_minutes: float,
+        look: Callable[[list[dict[str, float]]], list],
     ):
         self.log = Log(out / "log.jsonl", start)
         self.steps, self.batch_size, self.watch, self.save = steps, batch_size, watch, save
+        self.look, self.said = look, set()
         self.read, self.watched, self.saved = Every(1.0), Every(60 * watch_minutes), Every(60 * save_minutes)
         self.clock = (time.monotonic(), start)
         size = {"total": steps * batch_size, "initial": start * batch_size}
@@ -84,17 +87,32 @@ class Recorder:
         self.bar.update(self.batch_size)
         last = step == self.steps
         if self.read() or last:
-            numbers = finite(terms, step)
+            numbers = self._numbers(terms, step)
             self.bar.set_postfix({name: f"{value:.3f}" for name, value in numbers.items()})
             self.log(step=step, lr=lr, images_per_second=self._rate(step), **numbers)
         if self.watched() or last:
             found = self.watch()
             self.log(step=step, **found)
             self.bar.write(f"step {step} of {self.steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
+            self._say(self.look(read_log(self.log.path)))
             self.clock = (time.monotonic(), step)
         if self.saved() or last:
-            finite(terms, step)
+            self._numbers(terms, step)
             self.save(step)
+
+    def _numbers(self, terms: dict[str, Tensor], step: int) -> dict[str, float]:
+        """The terms, read from the device. What stops the run is the last line of its log."""
+        numbers = {name: float(term) for name, term in terms.items()}
+        if not math.isfinite(numbers["loss"]):
+            self.log(step=step, **numbers)
+        return finite(numbers, step)
+
+    def _say(self, findings: list) -> None:
+        """Each once."""
+        for finding in findings:
+            if finding.name not in self.said:
+                self.bar.write(str(finding))
+        self.said |= {finding.name for finding in findings}
 
     def _rate(self, step: int) -> float:
         (then, before), now = self.clock, time.monotonic()
@@ -102,9 +120,8 @@ class Recorder:
         return round((step - before) * self.batch_size / max(now - then, 1e-9), 1)
 
 
-def finite(terms: dict[str, Tensor], step: int) -> dict[str, float]:
-    """The terms as numbers. Raises InputError if the loss is not one."""
-    numbers = {name: float(term) for name, term in terms.items()}
+def finite(numbers: dict[str, float], step: int) -> dict[str, float]:
+    """The terms of a step. Raises InputError if the loss is no number."""
     if not math.isfinite(numbers["loss"]):
         raise InputError(
             f"The loss is {numbers['loss']} at step {step}; the last checkpoint is from before. "

@@ -1,16 +1,19 @@
-"""Several runs side by side, and one run where labels are few: the tables that chapters speak of."""
+"""Several runs side by side, one run where labels are few, one that does not learn: what is said of finished runs."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from minissl import checkpoint, pretrained, runs
+from minissl import checkpoint, doctor, pretrained, runs
+from minissl.data import Images
 from minissl.errors import InputError
-from minissl.evaluate import few_labels
+from minissl.evaluate import extract, few_labels, rank_me
 from minissl.machine import choose_device
+from minissl.record import read_log
 from minissl.visualize import bars_figure, lines_figure
 
 COUNTS = (1, 5, 10, 50, 100, 500)
@@ -73,6 +76,45 @@ def few(folders: list[Path], data: str, out: Path, seeds: int = 3) -> dict[str, 
         said = zip(values.mean(dim=1).tolist(), torch.std(values, dim=1, correction=0).tolist())
         print(f"{name:16}" + "".join(f"{mean:8.1f} ± {spread:3.1f}" for mean, spread in said))
     return lines
+
+
+def diagnose(folder: Path) -> list[doctor.Finding]:
+    """Say what is wrong with a run, what that means and which option to turn; finished, going on or stopped.
+
+    The options are looked at first; the log, then the measured numbers, then the encoder only as long as nothing is
+    found, because what they show follows from what was found before. Only a loss that is no number is always told.
+
+    Args:
+        folder: of a run.
+    """
+    run, plan = runs.read(folder)
+    lines, method, looked = read_log(folder / "log.jsonl"), run.build(), ["its options", "its log"]
+    found = doctor.on_options(asdict(run), plan.steps, method)
+    told = doctor.on_log(lines, plan.steps, run.options, doctor.guesses(method, run.loop["batch_size"]))
+    found += [finding for finding in told if not found or finding.name == "not finite"]
+    metrics = folder / "metrics.json"
+    if not found and metrics.exists() and doctor.ripe(lines, plan.steps):
+        looked.append("its measured numbers")
+        found = doctor.on_metrics(json.loads(metrics.read_text(encoding="utf-8")))
+    if not found and (folder / "checkpoint.safetensors").exists() and doctor.ripe(lines, plan.steps):
+        looked.append("its features")
+        found = doctor.on_encoder(**_measures(run, runs.load_method(folder), run.images("test").some(500)))
+    for finding in found:
+        print(finding)
+    if not found:
+        print(f"Nothing looks wrong with {folder}, by {', '.join(looked)}.")
+    return found
+
+
+def _measures(run: runs.Run, method: nn.Module, images: Images) -> dict[str, Any]:
+    """What `doctor.on_encoder` asks for."""
+    found, used = extract(method.encoder, images.images, run.size, pool=run.reads), None
+    before = extract(runs.untrained(run), images.images, run.size, pool=run.reads)
+    if "prototypes" in run.options:
+        scores = method.teacher["head"](extract(method.encoder, images.images, run.size))  # (N, K)
+        used = len((scores - (0 if run.options["sinkhorn"] else method.center)).argmax(dim=1).unique())
+    return {"rank": rank_me(found), "before": rank_me(before), "used": used,
+            "prototypes": run.options.get("prototypes", 0), "images": len(images)}  # fmt: skip
 
 
 def _keep(out: Path, rows: dict, figure) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minissl import checkpoint, pretrained, train
+from minissl import checkpoint, doctor, pretrained, train
 from minissl.data import Images, load
 from minissl.encoders import make_encoder
 from minissl.errors import InputError
@@ -120,11 +120,15 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     plan = read(out)[1] if (out / "config.json").exists() else train.plan(method, resident, config)
     print(f"{len(data)} images of {run.data}; {plan}.", flush=True)
     checkpoint.write_json(out / "config.json", {"run": asdict(run), "plan": asdict(plan)})
+    for finding in doctor.on_options(asdict(run), plan.steps, method):
+        print(finding, flush=True)
+    among = doctor.guesses(method, config.batch_size)
     few, fewer = data.some(4000).to(device), test.some(1000).to(device)
     train.fit(
         method, resident, config, plan.steps, out,
         watch=lambda encoder: watch(encoder, few, fewer, run.size, run.reads),
         export=lambda encoder: pretrained.save(encoder, run.encoder, out / "encoder.safetensors"),
+        look=lambda lines: doctor.on_log(lines, plan.steps, run.options, among),
     )  # fmt: skip
     metrics = measure(out, data=(data, test), device=device)
     show(out, test)

@@ -190,6 +190,7 @@ def fit(
     out: Path,
     watch: Callable[[nn.Module], dict[str, float]],
     export: Callable[[nn.Module], None],
+    look: Callable[[list[dict[str, float]]], list] = lambda lines: [],
 ) -> None:
     """Train, from the checkpoint in `out` if there is one.
 
@@ -201,6 +202,7 @@ def fit(
         out: the run's folder, for log.jsonl and checkpoint.safetensors.
         watch: measures the encoder, now and then.
         export: keeps the encoder, with every checkpoint.
+        look: says what is wrong, from the lines of the log, whenever the encoder was measured.
 
     Raises:
         InputError: when the loss is not finite, or a checkpoint cannot be written.
@@ -220,7 +222,7 @@ def fit(
             module.compile()
     record = Recorder(
         out, start, steps, config.batch_size, lambda: watch(method.encoder), save,
-        config.watch_minutes, config.save_minutes,
+        config.watch_minutes, config.save_minutes, look,
     )  # fmt: skip
     with interruptible() as interrupted:
         source = batches(data, config.batch_size, config.seed, start, next(method.parameters()).device)

@@ -17,11 +17,12 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ANCESTORS = {"dino": set(), "dinov2": {"dino"}, "dinov3": {"dino", "dinov2"}}  # "the literature"; no sibling
 FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "vit", "convnet", "text"}
 FOR_METHODS |= {"color", "parallel"}
-LOOPS = {"methods", "runs", "scores", "reports", "train", "record", "__main__"}
+LOOPS = {"methods", "runs", "scores", "reports", "doctor", "train", "record", "__main__"}
 MODELS = {"encoders", "transformer", "vit", "convnet", "text", "method", "teacher", "augment", "views", "pretrained"}
 FORBIDDEN = {  # room: the rooms it may not import
     "train": LOOPS - {"record"} | {"data", "evaluate", "visualize", "encoders", "vit", "convnet", "text"},
     "record": LOOPS | {"data", "evaluate", "visualize"},
+    "doctor": LOOPS - {"train"} | MODELS | {"data", "evaluate", "visualize"},
     "evaluate": LOOPS | {"data", "visualize", "encoders", "vit", "convnet", "text"},
     "visualize": LOOPS | {"data", "encoders", "vit", "convnet", "text"},
     "data": LOOPS | MODELS | {"evaluate", "visualize"},
@@ -36,7 +37,16 @@ FORBIDDEN = {  # room: the rooms it may not import
     "parallel": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim"},
     "pretrained": LOOPS,
 }
-IGNORANT = {"train", "record", "evaluate", "visualize", "checkpoint", "machine", "data"}  # rooms that know no method
+IGNORANT = {
+    "train",
+    "record",
+    "doctor",
+    "evaluate",
+    "visualize",
+    "checkpoint",
+    "machine",
+    "data",
+}  # rooms that know no method
 SYNCHRONISING = {"item", "cpu", "numpy", "tolist", "nonzero", "synchronize"}
 METHODS = {name: find(name).__name__ for name in available()}
 
@@ -221,6 +231,8 @@ def test_the_package_holds_python_only():
         ("methods.dino", "import importlib\nimportlib.import_module('minissl.train')"),
         ("train", "import minissl.methods.dino"),
         ("train", "from minissl import runs"),
+        ("train", "from minissl import doctor"),
+        ("doctor", "from minissl.evaluate import rank_me"),
         ("evaluate.classify", "from minissl.methods import dino"),
         ("evaluate.classify", "from minissl import train, runs"),
         ("visualize.pca", "from minissl.methods.dino import DINO"),

@@ -153,8 +153,7 @@ class DINO(nn.Module):
             "encoder.stem": "conv",  # a linear patch embedding learns next to nothing in this time
             "encoder.init_std": 0.088,  # 1 / sqrt(128): with 0.02 the class token hardly sees the patches at first
             "image_size": 64,
-            "size": 32,  # 16 patches
-            "local_size": 16,  # 4 patches
+            **{"size": 32, "local_size": 16},  # 16 patches and 4
             "local_crops": 2,  # 8 in the paper
             "global_scale": (0.5, 1.0),  # from 0.4 in the paper
             "local_scale": (0.25, 0.6),  # from 0.05 in the paper: so little of 32 pixels shows nothing
@@ -214,7 +213,7 @@ class DINO(nn.Module):
         self.crops = {"size": size, "local_size": local_size, "local_crops": local_crops}
         self.crops |= {"global_scale": global_scale, "local_scale": local_scale}
         self.student_temperature = student_temperature
-        self.temperatures = (warmup_temperature, teacher_temperature, temperature_warmup)
+        self.temperatures = {"start": warmup_temperature, "end": teacher_temperature, "until": temperature_warmup}
         self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last
         self.sinkhorn, self.koleo = sinkhorn, koleo
 
@@ -223,12 +222,10 @@ class DINO(nn.Module):
         return self.teacher["encoder"].network
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        start, end, until = self.temperatures
-        temperature = linear(start, end, progress, until)
+        temperature = linear(**self.temperatures, progress=progress)
         large, small = multi_crop(batch.images, **self.crops)
         target = self.teacher["head"](self.teacher["encoder"](large).cls).float()  # (2B, K)
-        student = self.student["encoder"]
-        cls = torch.cat([student(large).cls, student(small).cls])  # (V B, D)
+        cls = torch.cat([self.student["encoder"](crops).cls for crops in (large, small)])  # (V B, D)
         scores = self.student["head"](cls, freeze_last=progress < self.freeze_last).float()  # (V B, K)
         n = len(batch.images)
         target, scores = target.unflatten(0, (-1, n)), scores.unflatten(0, (-1, n))  # (2, B, K), (V, B, K)
@@ -243,6 +240,9 @@ class DINO(nn.Module):
             terms["koleo"] = sum(koleo(crop) for crop in cls[: 2 * n].split(n))
             terms["loss"] = loss + self.koleo * terms["koleo"]
         return terms
+
+    def guesses(self, batch_size: int) -> dict[str, int]:
+        return {"teacher_entropy": self.center.shape[-1]}
 
     def after_step(self, progress: float) -> None:
         momentum = cosine(self.momentum, 1.0, progress)

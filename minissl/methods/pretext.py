@@ -189,13 +189,11 @@ class Pretext(nn.Module):
         "cpu": {  # what learns in minutes on two cores
             "encoder.name": "nano",
             "encoder.patch_size": 8,
-            "encoder.stem": "conv",
-            "encoder.init_std": 0.088,
+            **{"encoder.stem": "conv", "encoder.init_std": 0.088},
             "image_size": 64,
             "size": 32,
             "scale": (0.6, 1.0),
-            "decoder_width": 128,  # 512 in the paper
-            "decoder_depth": 1,  # 8 in the paper
+            **{"decoder_width": 128, "decoder_depth": 1},  # 512 and 8 in the paper
             "batch_size": 128,
             "lr": 2e-3,
             "final_weight_decay": 0.04,
@@ -205,8 +203,7 @@ class Pretext(nn.Module):
             "encoder.name": "small",
             "image_size": 256,
             "batch_size": 256,
-            "final_weight_decay": 0.05,
-            "weight_decay": 0.05,
+            **{"weight_decay": 0.05, "final_weight_decay": 0.05},
             "clip": 0.0,
             "compile": True,
         },
@@ -245,6 +242,9 @@ class Pretext(nn.Module):
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         return self.task(self.encoder, flip(random_resized_crop(batch.images, self.size, self.scale)))
+
+    def guesses(self, batch_size: int) -> dict[str, int]:
+        return {"loss": 4} if isinstance(self.task, Rotation) else {}
 
     def after_step(self, progress: float) -> None:
         """Nothing moves by itself."""

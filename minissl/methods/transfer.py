@@ -126,5 +126,9 @@ class Transfer(nn.Module):
         named = terms if len(terms) > 1 else {}
         return {"loss": sum(terms.values()), **named, "accuracy": right}
 
+    def guesses(self, batch_size: int) -> dict[str, int]:
+        names = self.heads if len(self.heads) > 1 else ["loss"]
+        return dict.fromkeys(names, self.classes)
+
     def after_step(self, progress: float) -> None:
         """Nothing moves by itself."""
