@@ -8,6 +8,7 @@ options and terms are; among how many answers a term guesses, the method says (`
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from statistics import median
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -162,15 +163,16 @@ def on_log(lines: list[Line], steps: int, options: dict[str, Any], among: dict[s
 
 
 def stuck(late: list[Line], options: dict[str, Any], among: dict[str, int]) -> Seen:
-    """Numbers at which a loss stays; each has to be there in all of the late lines."""
+    """Numbers at which a loss stays."""
     for name, answers in among.items():
         level, values = math.log(answers), [line[name] for line in late if name in line]
-        if level and values and all(0.99 * level <= value <= 1.1 * level for value in values):
+        if level and values and median(values) >= 0.99 * level:
             cause = "uniform" if name == "teacher_entropy" else "guessing"
-            yield cause, f"{name} stays at {values[-1]:.3f}; ln {answers} is {level:.3f}."
+            yield cause, f"{name} stays at {median(values):.3f}; ln {answers} is {level:.3f}."
+    weight = options.get("koleo", 0)
+    bare = [line["loss"] - weight * line.get("koleo", 0) for line in late]
     if "teacher_entropy" in among:  # near 0 alone is only sharp; but a student that always knows it is told one thing
         level = math.log(among["teacher_entropy"])
-        bare = [line["loss"] - options.get("koleo", 0) * line.get("koleo", 0) for line in late]
         entropy = max(line["teacher_entropy"] for line in late)
         if max(bare) < 0.05 * level and entropy < 0.02 * level:
             yield "one-hot", f"the loss stays at {bare[-1]:.3f} (without KoLeo), teacher_entropy at {entropy:.3f}."
@@ -178,14 +180,19 @@ def stuck(late: list[Line], options: dict[str, Any], among: dict[str, int]) -> S
     if crops and min(crops) > 8:
         yield "one vector", f"koleo stays at {crops[-1]:.1f} a crop; its ceiling is about 17."
     if crops and max(crops) < -0.475 * math.log(2):  # at right angles each with its nearest
-        yield "spread only", f"koleo stays at {crops[-1]:.2f} a crop; a batch hardly goes below -ln(2) / 2, -0.35."
+        yield (
+            "spread only",
+            f"koleo stays at {crops[-1]:.2f} a crop; its floor is -0.35 for all but the smallest batches.",
+        )
+    ratio = median(abs(weight * CROPS * crop) for crop in crops) / max(median(bare), 1e-6) if crops else 0
+    if ratio > 2:
+        yield "spread only", f"--koleo {weight} makes that term {ratio:.1f} times as large as the rest of the loss."
 
 
 def worse(lines: list[Line], told: list[Line], late: list[Line]) -> Seen:
-    """A teacher that sharpens may let a loss rise for a while; above where it began is more than that."""
-    parts = told[: len(told) // 20 + 1], late
-    first, last = (sorted(line["loss"] for line in part)[len(part) // 2] for part in parts)
-    if last > first + 0.1 * abs(first):
+    """Numbers that go the wrong way."""
+    first, last = (median(line["loss"] for line in part) for part in (told[: len(told) // 20 + 1], late))
+    if last > first + 0.1 * abs(first) and "teacher_entropy" not in late[-1]:  # to follow a teacher may get harder
         yield "rising", f"the loss is {last:.3f}, and began at {first:.3f}."
     scores = [line["knn"] for line in lines if "knn" in line]
     if len(scores) > 2 and max(scores) - max(scores[-2:]) > 0.05:
