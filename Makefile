@@ -38,11 +38,9 @@ setup: $(READY)  ## install everything into .venv (once; later targets do it by 
 	$(PYTHON) -m pip install --quiet --editable .[lab,test]
 	$(PYTHON) -c "open('.venv/ready-test', 'w')"
 
-chapter1: $(READY)  ## transfer learning: train with labels, adapt to new ones (a quarter of an hour, runs/chapter1)
+chapter1: $(READY)  ## transfer learning: train with labels, adapt to new ones (10 minutes, runs/chapter1)
 	$(PYTHON) -m minissl train transfer --data scenes:known --out runs/chapter1/known --resume
-	$(PYTHON) -m minissl train transfer --data scenes:known --seed 1 --out runs/chapter1/known1 --resume
-	$(PYTHON) -m minissl train transfer --data scenes:known --seed 2 --out runs/chapter1/known2 --resume
-	$(PYTHON) -m minissl few runs/chapter1/known runs/chapter1/known1 runs/chapter1/known2 --data scenes:new --seeds 1
+	$(PYTHON) -m minissl few runs/chapter1/known --data scenes:new
 	$(PYTHON) -m minissl train transfer --minutes 1.5 --out runs/chapter1/objects --resume
 	$(PYTHON) -m minissl train transfer --minutes 2 --targets '["object", "color", "action", "place"]' --out runs/chapter1/everything --resume
 	$(PYTHON) -m minissl compare runs/chapter1/objects runs/chapter1/everything --out runs/chapter1/compare.png
