@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from minissl.transformer import DropPath
 
@@ -33,6 +34,12 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def forward(self, *inputs):
         return self.network(*inputs)
+
+    def leaking(self, student: nn.Module, *inputs):
+        """What `forward` gives, but its gradient goes on into the student's weights, as if the two were one network."""
+        theirs = dict(student.named_parameters())
+        leaky = {name: p + (theirs[name] - theirs[name].detach()) for name, p in self.network.named_parameters()}
+        return functional_call(self.network, leaky, inputs)
 
     @torch.no_grad()
     def follow(self, student: nn.Module, momentum: float) -> None:

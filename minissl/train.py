@@ -161,14 +161,25 @@ def plan(method: nn.Module, data, config: TrainConfig) -> Plan:
     return Plan(max(1, round(steps)), each, memory_used(device))
 
 
-def learn(method: nn.Module, data, config: TrainConfig, steps: int) -> list[dict[str, float]]:
-    """Train for a few steps in memory, without a folder: what a notebook does. Returns the terms of every step.
+def learn(
+    method: nn.Module,
+    data,
+    config: TrainConfig,
+    steps: int,
+    look: Callable[[], dict[str, float]] = dict,
+    every: int = 0,
+) -> list[dict[str, float]]:
+    """Train for a few steps in memory, without a folder: what a notebook does.
 
     Args:
         method: on its device; it is changed.
         data: as for `batches`.
         config: how fast; not how long.
         steps: length of the run.
+        look: measures something, `every` so many steps if that is not 0.
+
+    Returns:
+        For every step the terms of the loss, and what `look` saw after it.
     """
     device = next(method.parameters()).device
     config = replace(config, precision=choose_precision(config.precision, device))
@@ -179,6 +190,8 @@ def learn(method: nn.Module, data, config: TrainConfig, steps: int) -> list[dict
     for step, batch in zip(range(steps), batches(data, config.batch_size, config.seed, device=device)):
         seed_step(config.seed, step)
         history.append(training_step(method, optimizer, batch, step / steps, config))
+        if every and (step + 1) % every == 0:
+            history[-1] |= look()
     return [{name: float(term) for name, term in terms.items()} for terms in history]
 
 

@@ -16,8 +16,8 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ANCESTORS = {"dino": set(), "dinov2": {"dino"}, "dinov3": {"dino", "dinov2"}}  # "the literature"; no sibling
 FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "vit", "convnet", "text"}
-FOR_METHODS |= {"color", "parallel"}
-LOOPS = {"methods", "runs", "scores", "reports", "doctor", "train", "record", "__main__"}
+FOR_METHODS |= {"balance", "color", "parallel"}
+LOOPS = {"methods", "runs", "scores", "reports", "doctor", "lab", "train", "record", "__main__"}
 MODELS = {"encoders", "transformer", "vit", "convnet", "text", "method", "teacher", "augment", "views", "pretrained"}
 FORBIDDEN = {  # room: the rooms it may not import
     "train": LOOPS - {"record"} | {"data", "evaluate", "visualize", "encoders", "vit", "convnet", "text"},
@@ -32,6 +32,7 @@ FORBIDDEN = {  # room: the rooms it may not import
     "augment": LOOPS | MODELS | {"data", "evaluate", "visualize"},
     "views": LOOPS | MODELS - {"augment"} | {"data", "evaluate", "visualize"},
     "teacher": LOOPS | {"augment", "views", "data", "evaluate", "visualize"},
+    "balance": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel"},
     "color": LOOPS | MODELS | {"data", "evaluate", "visualize", "optim", "parallel"},
     "optim": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "parallel"},
     "parallel": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim"},

@@ -7,16 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from minissl.balance import koleo, sinkhorn_knopp
+from minissl.errors import InputError
 from minissl.method import Batch
-from minissl.methods.dino import (
-    DINO,
-    DINOHead,
-    center_and_sharpen,
-    cross_view_entropy,
-    koleo,
-    sinkhorn_knopp,
-    update_center,
-)
+from minissl.methods.dino import DINO, DINOHead, center_and_sharpen, cross_view_entropy, update_center
+from minissl.train import seed_step
 from tests.golden import tiny_vit, wave
 
 
@@ -132,7 +127,7 @@ def test_a_step_uses_the_center_before_it_moves_it(monkeypatch):
     seen = {}
     monkeypatch.setattr(
         "minissl.methods.dino.center_and_sharpen",
-        lambda t, c, temperature: seen.update(t=t, c=c.clone()) or center_and_sharpen(t, c, temperature),
+        lambda t, c, *others: seen.update(t=t, c=c.clone()) or center_and_sharpen(t, c, *others),
     )
     method.loss(Batch(images), 0.0)
     assert seen["c"].abs().sum() == 0
@@ -156,39 +151,6 @@ def test_batch_norm_in_the_head_is_each_networks_own():
     torch.testing.assert_close(head(x), head(3 * x + 1), rtol=1e-2, atol=1e-2)  # a shift and a scale are forgotten
 
 
-def test_koleo_is_the_authors():
-    assert koleo(wave(5, 8)).item() == pytest.approx(0.42841986, abs=1e-7)
-    assert koleo(wave(1, 8)).item() == pytest.approx(17.0782267, abs=1e-4)
-    assert koleo(wave(1, 8).expand(2, 8)).item() == pytest.approx(17.0782267, abs=1e-4)
-
-
-def test_koleo_and_its_gradient_equal_loops_and_lightlys():
-    from lightly.loss import KoLeoLoss
-
-    torch.manual_seed(0)
-    x = torch.randn(7, 6, dtype=torch.float64, requires_grad=True)
-    unit = [row / row.norm() for row in x]
-    slow = 0.0
-    for i, row in enumerate(unit):
-        others = [other for j, other in enumerate(unit) if j != i]
-        slow = slow - min(((row - other + 1e-8).norm() for other in others), key=lambda d: d.item()).log() / len(unit)
-    fast = koleo(x)
-    assert fast.item() == pytest.approx(slow.item(), abs=1e-7)
-    theirs = KoLeoLoss()(x)
-    for other in (slow, theirs):
-        torch.testing.assert_close(
-            torch.autograd.grad(fast, x, retain_graph=True)[0], torch.autograd.grad(other, x)[0], rtol=1e-5, atol=1e-7
-        )
-
-
-def test_koleo_is_the_same_under_autocast():
-    x = torch.randn(16, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(koleo(x), koleo(x.clone()))
-        found = koleo(x)
-    assert torch.equal(found, koleo(x))
-
-
 def test_koleo_is_taken_crop_by_crop_of_the_students_class_tokens():
     method = DINO(tiny_vit(), size=16, local_crops=0, prototypes=8, hidden=8, bottleneck=4, koleo=0.5)
     batch = Batch(torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8), None)
@@ -196,33 +158,6 @@ def test_koleo_is_taken_crop_by_crop_of_the_students_class_tokens():
     method.student["encoder"].register_forward_hook(lambda layer, inputs, output: seen.append(output.cls))
     terms = method.loss(batch, 0.5)
     assert terms["koleo"].item() == pytest.approx(sum(koleo(crop) for crop in seen[0].split(4)).item())
-
-
-def test_sinkhorn_knopp_is_the_authors():
-    q = sinkhorn_knopp(wave(6, 8, c=0.9, phase=0.2), 0.07)
-    row = [1.7152e-5, 0.33337560, 0.66656083, 2.4700e-5, 7.7856e-11, 2.96e-13, 8.41e-11, 2.1704e-5]
-    torch.testing.assert_close(q[0], torch.tensor(row, dtype=torch.float64), rtol=1e-3, atol=1e-8)
-    columns = [0.67647, 0.66177, 0.66677, 0.81802, 0.87459, 0.85606, 0.77187, 0.67445]
-    torch.testing.assert_close(q.sum(0), torch.tensor(columns, dtype=torch.float64), rtol=0, atol=1e-5)
-    torch.testing.assert_close(q.sum(1), torch.ones(6, dtype=torch.float64))
-
-
-def test_sinkhorn_knopp_equals_its_plain_description():
-    torch.manual_seed(0)
-    logits = torch.randn(12, 5, dtype=torch.float64)
-    q = (logits / 0.3).exp().T
-    q = q / q.sum()
-    for _ in range(4):
-        q = q / q.sum(1, keepdim=True) / 5
-        q = q / q.sum(0, keepdim=True) / 12
-    torch.testing.assert_close(sinkhorn_knopp(logits, 0.3, 4), (q * 12).T, rtol=1e-10, atol=1e-12)
-
-
-def test_sinkhorn_knopp_is_safe_where_the_authors_overflow():
-    huge = torch.tensor([[1000.0, 0.0, -7.0], [0.0, 1000.0, -7.0], [0.0, 0.0, -7.0]])
-    q = sinkhorn_knopp(huge, 0.07)
-    assert q.isfinite().all()
-    torch.testing.assert_close(q.sum(1), torch.ones(3))
 
 
 def test_with_sinkhorn_the_prototypes_of_a_batch_are_used_equally():
@@ -235,3 +170,45 @@ def test_with_sinkhorn_the_prototypes_of_a_batch_are_used_equally():
     q = sinkhorn_knopp(logits[0], 0.1, 20)
     torch.testing.assert_close(q.sum(0), torch.full((4,), 4.0), rtol=0.02, atol=0)
     torch.testing.assert_close(entropy, torch.special.entr(q).sum(-1).mean())
+
+
+def test_without_stop_gradient_the_targets_move_the_student():
+    """As if student and teacher were one network: the gradient through both is that of their common weights."""
+    method = small_dino(momentum=0.0, stop_gradient=False, local_crops=0)
+    batch = Batch(torch.randint(0, 256, (4, 3, 20, 20), dtype=torch.uint8))
+
+    def gradients():
+        method.zero_grad()
+        method.center.zero_()
+        seed_step(0, 0)
+        method.loss(batch, 0.5)["loss"].backward()
+        return {name: p.grad.clone() for name, p in method.student.named_parameters()}
+
+    leaking = gradients()
+    assert all(p.grad is None for p in method.teacher.parameters())
+    method.ask_teacher = lambda views: method.student["head"](method.student["encoder"](views).cls)
+    for name, gradient in gradients().items():
+        torch.testing.assert_close(leaking[name], gradient, rtol=1e-4, atol=1e-6)
+    method.stop_gradient = True
+    assert (gradients()["head.mlp.0.weight"] - leaking["head.mlp.0.weight"]).abs().max() > 1e-4
+
+
+def test_sinkhorn_without_stop_gradient_is_refused():
+    with pytest.raises(InputError, match="--sinkhorn 0"):
+        small_dino(sinkhorn=3, stop_gradient=False)
+
+
+def test_the_loss_is_the_same_under_autocast():
+    student, target = 5 + torch.randn(4, 6, 32), torch.randn(2, 6, 32).softmax(-1)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cross_view_entropy(student, target)
+    assert torch.equal(found, cross_view_entropy(student, target))
+
+
+def test_the_loss_is_the_teachers_entropy_and_the_distance_to_it():
+    """What the collapse lab draws: H(teacher, student) = H(teacher) + KL(teacher | student)."""
+    student, target = torch.randn(4, 6, 32), torch.randn(2, 6, 32).softmax(-1)
+    scores = (student / 0.1).log_softmax(-1)
+    apart = [(target[g] * (target[g].log() - scores[v])).sum(-1).mean() for g in (0, 1) for v in range(4) if v != g]
+    entropy = torch.special.entr(target).sum(-1).mean()
+    torch.testing.assert_close(cross_view_entropy(student, target), entropy + torch.stack(apart).mean())

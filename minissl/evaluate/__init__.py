@@ -5,7 +5,7 @@ from minissl.evaluate.classify import knn, linear_probe
 from minissl.evaluate.destroy import what_survives
 from minissl.evaluate.features import extract, rank_me
 from minissl.evaluate.few_labels import few, few_labels, fine_tune
-from minissl.evaluate.spread import alignment, uniformity
+from minissl.evaluate.spread import alignment, spread, uniformity
 from minissl.evaluate.zero_shot import (
     class_vectors,
     in_templates,
@@ -32,6 +32,7 @@ __all__ = [
     "rank_me",
     "retrieval",
     "sentence_vectors",
+    "spread",
     "uniformity",
     "what_survives",
     "zero_shot",

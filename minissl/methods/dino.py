@@ -14,39 +14,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minissl.balance import koleo, sinkhorn_knopp
+from minissl.errors import InputError
 from minissl.method import Batch
 from minissl.teacher import Teacher, cosine, linear
 from minissl.views import multi_crop
 
 
-def center_and_sharpen(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
-    """The teacher's targets: softmax((t - c) / T), no gradient. Logits (..., K), centre broadcastable (section 3.1)."""
-    return ((logits.detach() - center) / temperature).softmax(dim=-1)
+def center_and_sharpen(logits: Tensor, center: Tensor, temperature: float, stop_gradient: bool = True) -> Tensor:
+    """The teacher's targets: softmax((t - c) / T). Logits (..., K), centre broadcastable (section 3.1).
+
+    Without `stop_gradient` the student may make its task easy by moving the targets; it is here to be seen failing.
+    """
+    logits = logits.detach() if stop_gradient else logits
+    return ((logits - center) / temperature).softmax(dim=-1)
 
 
 def update_center(center: Tensor, logits: Tensor, momentum: float = 0.9) -> Tensor:
     """c <- m c + (1 - m) mean of the teacher's logits (..., K) over all rows (eq. 4); keeps the centre's shape."""
     mean = logits.detach().flatten(0, -2).mean(dim=0).view_as(center)
     return center * momentum + mean * (1 - momentum)
-
-
-@torch.no_grad()
-def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Targets (N, K) that use all prototypes about equally: columns and rows are brought to equal sums in turn.
-
-    Cuturi, Sinkhorn Distances, 2013 (arXiv:1306.0895), as SwAV and DINOv2 use it in place of the centre. Sums are taken
-    of logarithms, so no logit overflows and no prototype is lost.
-
-    Args:
-        logits: (N, K), at least 2 rows: a single one can only be uniform.
-        temperature: the teacher's.
-        iterations: each ends on the rows, so that they sum to 1.
-    """
-    scores = logits / temperature
-    for _ in range(iterations):
-        scores = scores.log_softmax(dim=0)  # every prototype gets as much
-        scores = scores.log_softmax(dim=1)  # every image gives 1
-    return scores.exp()
 
 
 def cross_view_entropy(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
@@ -61,28 +48,11 @@ def cross_view_entropy(student: Tensor, teacher: Tensor, temperature: float = 0.
         A scalar, eq. 3 divided by its number of pairs; ln K when the student knows nothing.
     """
     views, targets = len(student), len(teacher)
-    scores = (student / temperature).log_softmax(dim=-1)  # (V, B, K)
-    pairs = -torch.einsum("g b k, v b k -> g v", teacher, scores) / student.shape[1]  # (G, V)
+    with torch.autocast(student.device.type, enabled=False):  # of numbers near ln K, bf16 keeps two digits
+        scores = (student / temperature).log_softmax(dim=-1)  # (V, B, K)
+        pairs = -torch.einsum("g b k, v b k -> g v", teacher, scores) / student.shape[1]  # (G, V)
     same = torch.eye(targets, views, dtype=torch.bool, device=pairs.device)
     return pairs.masked_fill(same, 0).sum() / (targets * views - targets)
-
-
-def koleo(x: Tensor) -> Tensor:
-    """How crowded the vectors are: minus the mean logarithm of the distance to the nearest other one.
-
-    Sablayrolles et al., Spreading Vectors, 2018 (arXiv:1806.03198), in DINOv2's form. DINO has no such term; it is here
-    because a few hundred steps do not spread features without it.
-
-    Args:
-        x: (B, D), B at least 2; normalised inside. Two equal vectors cost about 17 and have no useful gradient;
-            otherwise the scalar is at least -ln 2.
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        x = x.float() if x.dtype != torch.float64 else x
-        x = F.normalize(x, dim=-1, eps=1e-8)
-        with torch.no_grad():
-            nearest = (x @ x.mT).fill_diagonal_(-1).argmax(dim=-1)  # (B,)
-        return -((x - x[nearest] + 1e-8).norm(dim=-1) + 1e-8).log().mean()
 
 
 class DINOHead(nn.Module):
@@ -143,6 +113,11 @@ class DINO(nn.Module):
         freeze_last: share of the run in which the prototypes stay as they were drawn.
         batch_norm: in the head, after each of its layers.
         koleo: weight of the term that keeps the class tokens of a crop apart; 0, as in the paper, leaves it out.
+        stop_gradient: False lets the loss move its targets too, through the teacher into the student's weights, to show
+            what happens then; not with sinkhorn.
+
+    Raises:
+        InputError: for sinkhorn without stop_gradient.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -153,12 +128,14 @@ class DINO(nn.Module):
             "encoder.stem": "conv",  # a linear patch embedding learns next to nothing in this time
             "encoder.init_std": 0.088,  # 1 / sqrt(128): with 0.02 the class token hardly sees the patches at first
             "image_size": 64,
-            **{"size": 32, "local_size": 16},  # 16 patches and 4
+            "size": 32,  # 16 patches
+            "local_size": 16,  # 4 patches
             "local_crops": 2,  # 8 in the paper
             "global_scale": (0.5, 1.0),  # from 0.4 in the paper
             "local_scale": (0.25, 0.6),  # from 0.05 in the paper: so little of 32 pixels shows nothing
             "prototypes": 256,  # 65,536 in the paper
-            **{"hidden": 256, "bottleneck": 64},  # 2048 and 256 in the paper
+            "hidden": 256,  # 2048 in the paper
+            "bottleneck": 64,  # 256 in the paper
             "batch_norm": True,  # off in the paper: without it, a teacher this young soon says the same of everything
             "koleo": 0.3,  # not in the paper: without it the colour is learnt and nothing else
             "sinkhorn": 3,  # the paper's alternative to its centre, which cannot follow a teacher that moves so fast
@@ -203,8 +180,11 @@ class DINO(nn.Module):
         freeze_last: float = 0.01,
         batch_norm: bool = False,
         koleo: float = 0.0,
+        stop_gradient: bool = True,
     ):
         super().__init__()
+        if sinkhorn and not stop_gradient:
+            raise InputError("Sinkhorn-Knopp lets no gradient through; give --sinkhorn 0, or leave --stop_gradient on.")
         self.student = nn.ModuleDict(
             {"encoder": encoder, "head": DINOHead(encoder.dim, prototypes, hidden, bottleneck, batch_norm)}
         )
@@ -215,7 +195,7 @@ class DINO(nn.Module):
         self.student_temperature = student_temperature
         self.temperatures = {"start": warmup_temperature, "end": teacher_temperature, "until": temperature_warmup}
         self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last
-        self.sinkhorn, self.koleo = sinkhorn, koleo
+        self.sinkhorn, self.koleo, self.stop_gradient = sinkhorn, koleo, stop_gradient
 
     @property
     def encoder(self) -> nn.Module:
@@ -224,7 +204,7 @@ class DINO(nn.Module):
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         temperature = linear(**self.temperatures, progress=progress)
         large, small = multi_crop(batch.images, **self.crops)
-        target = self.teacher["head"](self.teacher["encoder"](large).cls).float()  # (2B, K)
+        target = self.ask_teacher(large).float()  # (2B, K)
         cls = torch.cat([self.student["encoder"](crops).cls for crops in (large, small)])  # (V B, D)
         scores = self.student["head"](cls, freeze_last=progress < self.freeze_last).float()  # (V B, K)
         n = len(batch.images)
@@ -232,7 +212,7 @@ class DINO(nn.Module):
         if self.sinkhorn:
             probabilities = sinkhorn_knopp(target.flatten(0, 1), temperature, self.sinkhorn).view_as(target)
         else:
-            probabilities = center_and_sharpen(target, self.center, temperature)
+            probabilities = center_and_sharpen(target, self.center, temperature, self.stop_gradient)
         self.center.copy_(update_center(self.center, target, self.center_momentum))  # after its use, for the next step
         loss = cross_view_entropy(scores, probabilities, self.student_temperature)
         terms = {"loss": loss, "teacher_entropy": torch.special.entr(probabilities).sum(-1).mean()}
@@ -240,6 +220,13 @@ class DINO(nn.Module):
             terms["koleo"] = sum(koleo(crop) for crop in cls[: 2 * n].split(n))
             terms["loss"] = loss + self.koleo * terms["koleo"]
         return terms
+
+    def ask_teacher(self, views: Tensor) -> Tensor:
+        """The teacher's logits, (N, K)."""
+        encoder, head = self.teacher["encoder"], self.teacher["head"]
+        if self.stop_gradient:
+            return head(encoder(views).cls)
+        return head.leaking(self.student["head"], encoder.leaking(self.student["encoder"], views).cls)
 
     def guesses(self, batch_size: int) -> dict[str, int]:
         return {"teacher_entropy": self.center.shape[-1]}

@@ -2,7 +2,8 @@
 
 from minissl.visualize.attention import attention_figure
 from minissl.visualize.charts import answers_figure, bars_figure, lines_figure, matrices_figure
-from minissl.visualize.curves import collapse_figure, curves_figure
+from minissl.visualize.collapse import collapse_figure, lab_figure
+from minissl.visualize.curves import curves_figure
 from minissl.visualize.grid import found_figure, picture_grid
 from minissl.visualize.pca import pca_figure, pca_rgb
 from minissl.visualize.views import views_figure
@@ -14,6 +15,7 @@ __all__ = [
     "collapse_figure",
     "curves_figure",
     "found_figure",
+    "lab_figure",
     "lines_figure",
     "matrices_figure",
     "pca_figure",

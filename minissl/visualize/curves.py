@@ -1,16 +1,8 @@
-"""A run in numbers: its curves, and whether its features use their dimensions.
-
-Shapes: N images, D the encoder's width.
-"""
+"""A run in numbers: its curves."""
 
 import math
 
-import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
-from torch import Tensor
-
-from minissl.evaluate.features import rank_me
 
 NOT_A_TERM = {"step", "lr", "images_per_second"}
 
@@ -40,30 +32,4 @@ def curves_figure(log: list[dict[str, float]], prototypes: int | None = None, ch
         if chance is not None and name == "knn":
             axis.axhline(chance, color="#7f7f7f", linestyle="--", linewidth=1)
             axis.annotate("random encoder", (0.02, chance), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
-    return figure
-
-
-def collapse_figure(features: Tensor, random_features: Tensor) -> Figure:
-    """Have the features collapsed? Their singular values, and the cosines between different images.
-
-    Args:
-        features: (N, D) of the trained encoder.
-        random_features: (N, D) of the same encoder before training.
-    """
-    figure = Figure(figsize=(7.6, 3.0), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for name, x, color in (("random", random_features, "#7f7f7f"), ("trained", features, "#1f4e79")):
-        x = x.float().cpu()
-        values = torch.linalg.svdvals(x - x.mean(dim=0))
-        left.semilogy(range(1, len(values) + 1), (values / values[0]).clamp_min(1e-7), color=color,
-                      label=f"{name}: RankMe {rank_me(x):.0f} of {min(x.shape)}")  # fmt: skip
-        unit = F.normalize(x[:1000], dim=-1)
-        cosines = (unit @ unit.mT)[~torch.eye(len(unit), dtype=torch.bool)]
-        right.hist(cosines.numpy(), bins=60, range=(-1, 1), density=True, alpha=0.6, color=color, label=name)
-    left.set_title("singular values of the features", fontsize=10)
-    left.set_xlabel("dimension", fontsize=9)
-    right.set_title("cosine of two different images (all at 1: collapse)", fontsize=10)
-    for axis in (left, right):
-        axis.legend(fontsize=8)
-        axis.grid(alpha=0.25)
     return figure
