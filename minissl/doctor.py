@@ -27,6 +27,10 @@ CAUSES = {  # name: what it means, and which option to turn
         "Turn down --lr; it is used as it is, nothing scales it here."),
     "slow teacher": ("The student learns what a random network says, and the teacher is what is kept.",
         "Turn down --momentum, or train longer, with --minutes or --epochs."),
+    "no average": ("The teacher is last step's student; its errors come back as targets, and soon nothing else does.",
+        "Turn up --momentum, to 0.95 or more."),
+    "moving target": ("The loss moves the targets too, and the easiest target to match is one for all images.",
+        "Turn --stop_gradient on."),
     "blunt teacher": ("The teacher's answers are no sharper than the student's; nothing stops both from becoming even.",
         "Turn it down, to 0.04; where minutes must do, to 0.02."),
     "slow centre": ("The centre stays where it began; nothing else keeps one prototype from winning for all images.",
@@ -128,6 +132,10 @@ def no_targets(asked: dict[str, Any], steps: int) -> Seen:
     if left > 0.1:
         said = f"--momentum {asked['momentum']} over {steps} steps leaves {left:.0%} of the random start"
         yield "slow teacher", f"{said}; {1 - 10 / steps:.2g} leaves 1%."
+    if asked.get("momentum", 1) < 0.5:
+        yield "no average", f"--momentum is {asked['momentum']}."
+    if not asked.get("stop_gradient", True):
+        yield "moving target", "--stop_gradient is off."
     name = max(("warmup_temperature", "teacher_temperature"), key=lambda name: asked.get(name, 0))
     if asked.get(name, 0) >= asked.get("student_temperature", math.inf):
         yield "blunt teacher", f"--{name} is {asked[name]}, --student_temperature {asked['student_temperature']}."

@@ -94,6 +94,8 @@ OPTIONS = [
     ("dino", {"loop": {"lr": 2e-3 * (1024 / 128) ** 2, "batch_size": 1024}}, "high rate"),
     ("simclr", {"loop": {"lr": 1.7}}, "high rate"),  # of LARS, with AdamW
     ("dino", {"momentum": 0.996}, "slow teacher"),
+    ("dino", {"momentum": 0.0}, "no average"),
+    ("dino", {"sinkhorn": 0, "stop_gradient": False}, "moving target"),
     ("dino", {"teacher_temperature": 0.3}, "blunt teacher"),
     ("dino", {"warmup_temperature": 0.1}, "blunt teacher"),
     ("dino", {"sinkhorn": 0, "center_momentum": 1.0}, "slow centre"),
