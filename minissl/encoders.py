@@ -16,6 +16,7 @@ def make_encoder(
     patch_size: int = 16,
     img_size: int = 224,
     *,
+    depth: int = 0,
     stem: Literal["patch", "conv"] = "patch",
     drop_path: float = 0.0,
     init_std: float = 0.02,
@@ -28,6 +29,7 @@ def make_encoder(
         name: the size of a ViT (see `vit.SIZES`), or a convolutional network, for which only `weights` counts.
         patch_size: pixels a side of a patch; a power of two for the conv stem.
         img_size: pixels a side of the images it is trained on; others are possible later.
+        depth: blocks; 0: as many as the name says.
         stem: how pixels become patch vectors, one linear map of each patch or a few small convolutions.
         drop_path: rate at which the last block's branches are left out; rises linearly from 0 at the first.
         init_std: deviation of the blocks' first weights, DINO's 0.02; a narrow ViT learns faster from 1 / sqrt(width).
@@ -44,7 +46,7 @@ def make_encoder(
         network = ResNet(name, img_size <= 64, weights if weights == "imagenet" else "none")
     else:
         choices = {"stem": stem, "drop_path": drop_path, "init_std": init_std, "positions": positions}
-        network = vit(name, patch_size, img_size, **choices)
+        network = vit(name, patch_size, img_size, depth=depth, **choices)
     if weights == "imagenet" and not name.startswith("resnet"):
         raise InputError("There are ImageNet weights for the ResNets only; choose --encoder.name resnet18.")
     if weights not in ("none", "imagenet"):

@@ -10,6 +10,7 @@ runs/NAME/config.json              what was asked for, and the plan that was mea
 
 import json
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,9 @@ def read(out: Path) -> tuple[Run, Plan]:
     if not path.is_file():
         raise InputError(f"{out} holds no run; train one with --out {out}.")
     content = json.loads(path.read_text(encoding="utf-8"))
+    # A run from before its encoder had some choice was made as the default makes it, and may be gone on with.
+    choices = {name: choice.default for name, choice in signature(make_encoder).parameters.items()}
+    content["run"]["encoder"] = choices | content["run"]["encoder"]
     return Run(**content["run"]), Plan(**content["plan"])
 
 

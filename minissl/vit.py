@@ -159,13 +159,24 @@ class ViT(nn.Module):
         return Tokens(x[:, 0], x[:, 1:].unflatten(1, grid))
 
     @torch.no_grad()
-    def attention(self, images: Tensor) -> Tensor:
-        """Where the class token of the last block looks: (B, heads, h, w), the patches' share of its softmax."""
+    def attention(self, images: Tensor, layer: int = -1) -> Tensor:
+        """Where the class token of a block looks: (B, heads, h, w), the patches' share of its softmax.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            layer: which block, counted as Python does: 0 is the first, -1 the last.
+
+        Raises:
+            InputError: for a block there is none of.
+        """
+        depth = len(self.blocks)
+        if not -depth <= layer < depth:
+            raise InputError(f"There is no block {layer}; this ViT has {depth}, from 0 (or {-depth}) to {depth - 1}.")
         x, grid = self.embed(images)
-        for block in self.blocks[:-1]:
+        for block in self.blocks[:layer]:
             x = block(x)
-        last = self.blocks[-1]
-        q, k, _ = last.attn.split(last.norm1(x))
+        asked = self.blocks[layer]
+        q, k, _ = asked.attn.split(asked.norm1(x))
         weights = (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)  # (B, heads, 1, 1 + N)
         return weights[:, :, 0, 1:].unflatten(-1, grid)
 
@@ -175,6 +186,7 @@ def vit(
     patch_size: int = 16,
     img_size: int = 224,
     *,
+    depth: int = 0,
     stem: Literal["patch", "conv"] = "patch",
     drop_path: float = 0.0,
     init_std: float = 0.02,
@@ -187,6 +199,7 @@ def vit(
         name: the size; width, depth and heads stand in `SIZES`.
         patch_size: pixels a side of a patch; a power of two for the conv stem.
         img_size: pixels a side of the images it is trained on; others are possible later.
+        depth: blocks; 0: as many as the name says.
         stem: how pixels become patch vectors, one linear map of each patch or a few small convolutions.
         drop_path: rate at which the last block's branches are left out; rises linearly from 0 at the first.
         init_std: deviation of the blocks' first weights, DINO's 0.02; a narrow ViT learns faster from 1 / sqrt(width).
@@ -194,16 +207,21 @@ def vit(
         clip: the form of CLIP's image tower: a norm before the blocks, its approximate GELU, its epsilon.
 
     Raises:
-        InputError: for an unknown name, or a size that the patches do not divide.
+        InputError: for an unknown name, fewer than no blocks, or a size that the patches do not divide.
     """
     if name not in SIZES:
         raise InputError(f"There is no ViT {name!r}; choose one of {', '.join(SIZES)}.")
+    if depth < 0:
+        raise InputError(f"A ViT cannot have {depth} blocks; give 1 or more, or 0 for as many as its name says.")
     if img_size % patch_size or img_size < patch_size:
         raise InputError(f"Images of {img_size} pixels do not divide into patches of {patch_size}; change one.")
     if stem == "conv" and 2 ** int(math.log2(patch_size)) != patch_size:
         raise InputError(f"The conv stem halves the image again and again, so a patch of {patch_size} cannot be made.")
+    width, blocks, heads = SIZES[name]
     return ViT(
-        *SIZES[name],
+        width,
+        depth or blocks,
+        heads,
         patch_size=patch_size,
         img_size=img_size,
         stem=stem,

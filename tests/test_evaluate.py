@@ -105,6 +105,41 @@ def test_the_share_of_attention_on_the_object():
     torch.testing.assert_close(share, torch.tensor([[1.0, 0.5]]))
 
 
+def points_by_loops(attention, masks):
+    """Which pixel the patch with most attention has in its middle, and what the mask says there."""
+    (h, w), (height, width) = attention.shape[-2:], masks.shape[-2:]
+    found = []
+    for maps, mask in zip(attention, masks):
+        for one in maps:
+            best, row, column = -1.0, 0, 0
+            for i in range(h):
+                for j in range(w):
+                    if float(one[i, j]) > best:
+                        best, row, column = float(one[i, j]), i, j
+            y, x = math.floor((row + 0.5) * height / h), math.floor((column + 0.5) * width / w)
+            found.append(bool(mask[y, x] > 0))
+    return torch.tensor(found).view(attention.shape[:2])
+
+
+@pytest.mark.parametrize(("grid", "size"), [((4, 4), (16, 16)), ((3, 5), (24, 20)), ((6, 7), (6, 7)), ((2, 3), (7, 9))])
+def test_pointing_equals_the_loops(grid, size):
+    torch.manual_seed(0)
+    attention, masks = torch.rand(20, 3, *grid), torch.randint(0, 3, (20, *size), dtype=torch.uint8)
+    attention[::2] = (attention[::2] * 4).round()  # many ties
+    found = evaluate.pointing(attention, masks)
+    assert found.dtype == torch.bool
+    assert torch.equal(found, points_by_loops(attention, masks))
+    assert 0 < found.float().mean() < 1
+
+
+def test_of_equal_maxima_the_first_points():
+    masks = torch.zeros(1, 4, 6, dtype=torch.uint8)
+    masks[:, :2, :2] = 7  # the first of 2 x 3 patches
+    attention = torch.zeros(1, 3, 2, 3)
+    attention[0, 0, 0, 0] = attention[0, 0, 1, 2] = attention[0, 1, 0, 1] = attention[0, 1, 1, 0] = 1
+    assert evaluate.pointing(attention, masks).tolist() == [[True, False, True]]
+
+
 class Bright:
     """An encoder that attends to the brightest of 4 x 4-pixel patches."""
 
@@ -123,6 +158,16 @@ def test_fine_attention_finds_a_spot_between_patches():
     assert 6 <= column < 10
     center = (maps[0, 0].sum(0) * (torch.arange(16) + 0.5)).sum()
     assert center.item() == pytest.approx(8, abs=0.6)
+
+
+def test_fine_attention_asks_for_a_layer_only_if_one_is_asked_for():
+    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    with pytest.raises(TypeError):
+        evaluate.fine_attention(Bright(), images, 16, layer=0)
+    encoder = tiny_vit().eval()
+    first, last = (evaluate.fine_attention(encoder, images, 16, layer=layer) for layer in (0, 1))
+    assert torch.equal(last, evaluate.fine_attention(encoder, images, 16))
+    assert not torch.equal(first, last)
 
 
 class Even:

@@ -1,9 +1,12 @@
 """The ViT is the field's: equal to timm's and transformers' with copied weights, with DINO's names and positions."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from minissl.encoders import make_encoder
 from minissl.errors import InputError
 from minissl.method import Tokens
 from minissl.transformer import DropPath, attend
@@ -130,6 +133,50 @@ def test_attention_is_the_class_tokens_row_of_timms_softmax():
     found = ours.attention(images)
     assert found.shape == (2, 4, 4, 4)
     torch.testing.assert_close(found.flatten(2), seen["weights"][:, :, 0, 1:], rtol=1e-5, atol=1e-6)
+
+
+def weights_by_hand(encoder, images):
+    """The class token's row of every block's softmax, (blocks, B, heads, N), token by token and head by head."""
+    x, _ = encoder.embed(images)
+    out = []
+    for block in encoder.blocks:
+        normed, heads, width = block.norm1(x), block.attn.heads, x.shape[-1]
+        queries, keys, _ = (normed @ part.mT for part in block.attn.qkv.weight.split(width))
+        q_bias, k_bias, _ = block.attn.qkv.bias.split(width)
+        rows = []
+        for part in (queries + q_bias).split(width // heads, -1), (keys + k_bias).split(width // heads, -1):
+            rows.append(part)
+        scores = [torch.stack([(q[:, 0] * k[:, t]).sum(-1) for t in range(x.shape[1])], -1) for q, k in zip(*rows)]
+        shares = [(s / math.sqrt(width // heads)).exp() for s in scores]
+        out.append(torch.stack([s[:, 1:] / s.sum(-1, keepdim=True) for s in shares], 1))
+        x = block(x)
+    return torch.stack(out)
+
+
+def test_every_block_shows_where_its_class_token_looks():
+    torch.manual_seed(0)
+    encoder, images = vit("nano", 8, 32, depth=3, stem="conv", init_std=0.2).eval(), torch.randn(2, 3, 32, 16)
+    with torch.no_grad():
+        expected = weights_by_hand(encoder, images)
+    for layer in range(-3, 3):
+        found = encoder.attention(images, layer)
+        assert found.shape == (2, 4, 4, 2)
+        torch.testing.assert_close(found.flatten(2), expected[layer], rtol=1e-4, atol=1e-6)
+    assert torch.equal(encoder.attention(images), encoder.attention(images, layer=2))
+    assert not torch.allclose(expected[0], expected[2], atol=1e-2)
+
+
+@pytest.mark.parametrize("layer", [2, -3])
+def test_a_block_there_is_none_of_is_said(layer):
+    with pytest.raises(InputError, match=f"no block {layer}; this ViT has 2, from 0 .or -2. to 1"):
+        tiny_vit().attention(torch.zeros(1, 3, 16, 16), layer)
+
+
+def test_depth_is_the_names_or_what_is_asked_for():
+    assert [len(vit("nano", 8, 32, depth=depth).blocks) for depth in (0, 1, 3)] == [1, 1, 3]
+    assert [len(make_encoder("nano", 8, 32, depth=depth).blocks) for depth in (0, 3)] == [1, 3]
+    with pytest.raises(InputError, match="-1 blocks"):
+        vit("nano", 8, 32, depth=-1)
 
 
 def test_plain_attention_equals_the_fused_kernel():

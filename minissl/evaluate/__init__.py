@@ -1,6 +1,6 @@
 """How good are the features? Everything here takes an encoder, features or tensors, and knows no method."""
 
-from minissl.evaluate.attention import attention_iou, attention_share, fine_attention, mass_mask
+from minissl.evaluate.attention import attention_iou, attention_share, fine_attention, mass_mask, pointing
 from minissl.evaluate.classify import knn, linear_probe
 from minissl.evaluate.destroy import what_survives
 from minissl.evaluate.features import extract, rank_me
@@ -29,6 +29,7 @@ __all__ = [
     "knn",
     "linear_probe",
     "mass_mask",
+    "pointing",
     "rank_me",
     "retrieval",
     "sentence_vectors",

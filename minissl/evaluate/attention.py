@@ -1,7 +1,8 @@
 """Does the class token look at the object?
 
 Caron et al., DINO, 2021 (arXiv:2104.14294), section 4.2 and figure 4: the patches that hold 60 % of a head's attention,
-against the true mask. Shapes: B images, an attention map (h, w) per head, masks of H x W pixels.
+against the true mask. Zhang et al., Top-down Neural Attention by Excitation Backprop, 2016 (arXiv:1608.00507): the
+pointing game. Shapes: B images, an attention map (h, w) per head, masks of H x W pixels.
 """
 
 import torch
@@ -12,7 +13,7 @@ from minissl.augment import normalize
 
 
 @torch.no_grad()
-def fine_attention(encoder: nn.Module, images: Tensor, size: int, stride: int = 2) -> Tensor:
+def fine_attention(encoder: nn.Module, images: Tensor, size: int, stride: int = 2, layer: int | None = None) -> Tensor:
     """Attention finer than the patches: the mean over copies of the images moved by parts of a patch.
 
     A small encoder has few patches, and more of them would show it objects at a size it was not trained on.
@@ -22,17 +23,19 @@ def fine_attention(encoder: nn.Module, images: Tensor, size: int, stride: int = 
         images: (B, 3, H, W) uint8.
         size: pixels a side the encoder sees, as in its training.
         stride: pixels between two copies.
+        layer: of an encoder that has several to show, `attention(images, layer)`; if None it is not asked for.
 
     Returns:
         (B, heads, size, size); each map sums to 1.
     """
+    asked = {} if layer is None else {"layer": layer}
     images = F.interpolate(images.float() / 255, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    patch = size // encoder.attention(normalize(images[:1])).shape[-1]
+    patch = size // encoder.attention(normalize(images[:1]), **asked).shape[-1]
     before = patch // 2  # pixels the border is repeated to each side, so that a copy can be moved
     padded, total = F.pad(images, (before,) * 4, mode="replicate"), 0
     for down in range(0, patch, stride):
         for right in range(0, patch, stride):
-            maps = encoder.attention(normalize(padded[:, :, down : down + size, right : right + size]))
+            maps = encoder.attention(normalize(padded[:, :, down : down + size, right : right + size]), **asked)
             maps = maps.repeat_interleave(patch, -2).repeat_interleave(patch, -1)  # (B, heads, size, size)
             rest = 2 * before
             total = total + F.pad(maps, (right, rest - right, down, rest - down))
@@ -74,3 +77,22 @@ def attention_share(attention: Tensor, masks: Tensor) -> Tensor:
     """
     share = F.adaptive_avg_pool2d((masks > 0).float()[:, None], attention.shape[-2:])  # (B, 1, h, w)
     return (attention * share).sum((-2, -1)) / attention.sum((-2, -1))
+
+
+def pointing(attention: Tensor, masks: Tensor) -> Tensor:
+    """The pointing game: is the pixel with most attention on the object? By chance, as often as a pixel is.
+
+    A patch points at its middle; of several with as much attention, the first one does, row by row. There is no margin
+    around the object in which a miss would still count.
+
+    Args:
+        attention: (B, heads, h, w).
+        masks: (B, H, W), not 0 where the object is.
+
+    Returns:
+        (B, heads) bool.
+    """
+    (h, w), (height, width) = attention.shape[-2:], masks.shape[-2:]
+    place = attention.flatten(-2).argmax(dim=-1)  # (B, heads)
+    row, column = ((place // w * 2 + 1) * height // (2 * h), (place % w * 2 + 1) * width // (2 * w))
+    return (masks > 0).flatten(1).gather(1, row * width + column)
