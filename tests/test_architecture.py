@@ -37,6 +37,7 @@ FORBIDDEN = {  # room: the rooms it may not import
     "optim": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "parallel"},
     "parallel": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim"},
     "pretrained": LOOPS,
+    "film": LOOPS | MODELS - {"method"} | {"data", "visualize"},
 }
 IGNORANT = {
     "train",
@@ -45,6 +46,7 @@ IGNORANT = {
     "evaluate",
     "visualize",
     "checkpoint",
+    "film",
     "machine",
     "data",
 }  # rooms that know no method
@@ -248,6 +250,8 @@ def test_the_package_holds_python_only():
         ("optim", "from minissl.train import TrainConfig"),
         ("parallel", "from minissl.method import Batch"),
         ("methods.simclr", "from minissl.optim import LARS"),
+        ("film", "from minissl.train import learn"),
+        ("film", "from minissl.visualize import film_figure"),
         ("machine", "import minissl"),
     ],
 )
@@ -266,6 +270,7 @@ def test_a_broken_import_is_seen(module, source):
         ("views", "from minissl.augment import flip"),
         ("train", "from minissl.method import Batch\nfrom minissl import checkpoint"),
         ("visualize.attention", "from minissl.evaluate.attention import mass_mask"),
+        ("film", "from minissl.evaluate import fine_attention\nfrom minissl import checkpoint"),
         ("runs", "from minissl.methods import dino\nimport minissl_of_someone_else"),
     ],
 )

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 
 from minissl import evaluate
 from minissl.augment import normalize
+from minissl.errors import InputError
+from minissl.method import Tokens
 from tests.golden import tiny_vit
 
 
@@ -168,6 +170,37 @@ def test_fine_attention_asks_for_a_layer_only_if_one_is_asked_for():
     first, last = (evaluate.fine_attention(encoder, images, 16, layer=layer) for layer in (0, 1))
     assert torch.equal(last, evaluate.fine_attention(encoder, images, 16))
     assert not torch.equal(first, last)
+
+
+class Mean:
+    """An encoder whose patches, of 4 x 4 pixels, are their mean colours."""
+
+    def __call__(self, images):
+        patches = F.avg_pool2d(images, 4).permute(0, 2, 3, 1)
+        return Tokens(patches.mean((1, 2)), patches)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 4])
+def test_fine_patches_are_of_the_pixels_around_them(stride):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 12, 12), dtype=torch.uint8)
+    found = evaluate.fine_patches(Mean(), images, 12, stride)
+    side = 12 // stride
+    assert found.shape == (2, side, side, 3)
+    pixels = normalize(images)
+    for row in range(side):
+        for column in range(side):
+            top, left = (place * stride + stride // 2 - 2 for place in (row, column))  # a patch around the middle
+            if min(top, left) >= 0 and max(top, left) <= 8:
+                expected = pixels[:, :, top : top + 4, left : left + 4].mean((-2, -1))
+                torch.testing.assert_close(found[:, row, column], expected)
+    if stride == 4:
+        torch.testing.assert_close(found, Mean()(pixels).patches)
+
+
+def test_a_stride_that_does_not_divide_the_patch_is_said():
+    with pytest.raises(InputError, match="3 pixels does not divide a patch of 4"):
+        evaluate.fine_patches(Mean(), torch.zeros(1, 3, 12, 12, dtype=torch.uint8), 12, 3)
 
 
 class Even:

@@ -2,10 +2,11 @@
 
 from io import BytesIO
 
+import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from minissl.visualize.widgets import figure_for, text_box
+from minissl.visualize.widgets import figure_for, picker, text_box
 
 
 def width(widget):
@@ -31,3 +32,24 @@ def test_every_control_redraws_and_gives_its_value():
     assert (scale.description, kind.description) == ("scale", "kind")
     scale.value, kind.value = 1.0, 2
     assert seen == [(0.5, 1), (1.0, 1), (1.0, 2)]
+
+
+def test_a_click_exchanges_the_picture():
+    seen = []
+
+    def draw(row, column):
+        seen.append((row, column))
+        return Figure(figsize=(1 + row, 1 + column))
+
+    image = torch.zeros(3, 12, 8, dtype=torch.uint8)
+    image[0, :4, :4] = 255
+    box = picker(image, draw, (3, 2))
+    buttons, picture = box.children[0].children, box.children[1]
+    assert len(buttons) == 6
+    assert [button.style.button_color for button in buttons] == ["#ff0000"] + ["#000000"] * 5
+    before = picture.value
+    buttons[4].click()
+    assert seen == [(1, 1), (2, 0)]
+    assert picture.value != before
+    assert Image.open(BytesIO(picture.value)).size == (300, 100)
+    assert [button.description for button in buttons] == ["", "", "", "", "●", ""]

@@ -3,7 +3,7 @@
 from minissl.evaluate.attention import attention_iou, attention_share, fine_attention, mass_mask, pointing
 from minissl.evaluate.classify import knn, linear_probe
 from minissl.evaluate.destroy import what_survives
-from minissl.evaluate.features import extract, rank_me
+from minissl.evaluate.features import extract, fine_patches, rank_me
 from minissl.evaluate.few_labels import few, few_labels, fine_tune
 from minissl.evaluate.spread import alignment, spread, uniformity
 from minissl.evaluate.zero_shot import (
@@ -24,6 +24,7 @@ __all__ = [
     "few",
     "few_labels",
     "fine_attention",
+    "fine_patches",
     "fine_tune",
     "in_templates",
     "knn",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minissl.augment import normalize
+from minissl.evaluate.features import moved
 
 
 @torch.no_grad()
@@ -29,16 +29,13 @@ def fine_attention(encoder: nn.Module, images: Tensor, size: int, stride: int = 
         (B, heads, size, size); each map sums to 1.
     """
     asked = {} if layer is None else {"layer": layer}
-    images = F.interpolate(images.float() / 255, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    patch = size // encoder.attention(normalize(images[:1]), **asked).shape[-1]
-    before = patch // 2  # pixels the border is repeated to each side, so that a copy can be moved
-    padded, total = F.pad(images, (before,) * 4, mode="replicate"), 0
-    for down in range(0, patch, stride):
-        for right in range(0, patch, stride):
-            maps = encoder.attention(normalize(padded[:, :, down : down + size, right : right + size]), **asked)
-            maps = maps.repeat_interleave(patch, -2).repeat_interleave(patch, -1)  # (B, heads, size, size)
-            rest = 2 * before
-            total = total + F.pad(maps, (right, rest - right, down, rest - down))
+    ((_, _, still),) = moved(images[:1], size, 0, [0])
+    patch = size // encoder.attention(still, **asked).shape[-1]
+    before, total = patch // 2, 0  # pixels the border is repeated to each side, so that a copy can be moved
+    for down, right, copy in moved(images, size, patch, range(0, patch, stride)):
+        maps = encoder.attention(copy, **asked).repeat_interleave(patch, -2).repeat_interleave(patch, -1)
+        rest = 2 * before
+        total = total + F.pad(maps, (right, rest - right, down, rest - down))  # (B, heads, size + rest, size + rest)
     total = total[:, :, before : before + size, before : before + size]
     return total / total.sum((-2, -1), keepdim=True)
 

@@ -1,13 +1,17 @@
-"""Features of whole data sets, and how many of their dimensions are in use.
+"""Features of whole data sets, patch vectors closer together than patches, and how many of their dimensions are in use.
 
 Shapes: N images, D the encoder's width.
 """
+
+import itertools
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minissl.augment import normalize
+from minissl.errors import InputError
 from minissl.method import Tokens
 
 POOLS = ("cls", "both")
@@ -19,6 +23,54 @@ def pooled(tokens: Tokens, pool: str) -> Tensor:
     DINOv2's linear classifier (arXiv:2304.07193, appendix B.3) reads both; some tasks train the patches alone.
     """
     return tokens.cls if pool == "cls" else torch.cat([tokens.cls, tokens.patches.mean(dim=(1, 2))], dim=-1)
+
+
+def moved(images: Tensor, size: int, patch: int, starts: Iterable[int]) -> Iterator[tuple[int, int, Tensor]]:
+    """Copies of images moved by parts of a patch, borders repeated, as an encoder eats them.
+
+    Args:
+        images: (B, 3, H, W) uint8, brought to size x size first.
+        size: pixels a side.
+        patch: pixels a side of a patch; half of it is added on each side.
+        starts: rows, and columns, of the padded image at which a copy begins; with patch // 2 it is not moved.
+
+    Yields:
+        Its row, its column, and the copy (B, 3, size, size).
+    """
+    images = F.interpolate(images.float() / 255, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    padded = F.pad(images, (patch // 2,) * 4, mode="replicate")
+    for down, right in itertools.product(starts, repeat=2):
+        yield down, right, normalize(padded[:, :, down : down + size, right : right + size])
+
+
+@torch.no_grad()
+def fine_patches(encoder: nn.Module, images: Tensor, size: int, stride: int = 2) -> Tensor:
+    """Patch vectors closer together than the patches: those of moved copies of the image, each put where it belongs.
+
+    A small encoder at its own size has a grid of a few patches. At twice the size it has four times as many, each of
+    which shows half as much, and outlines become sharper; moved copies fill in what is between. With both, a map of
+    cosines follows an object's outline; with either alone it is blocks, or blobs with a pattern of the grid.
+
+    Args:
+        encoder: images -> Tokens, in evaluation mode.
+        images: (B, 3, H, W) uint8.
+        size: pixels a side the encoder sees; up to twice that of its training looks true.
+        stride: pixels between two vectors; divides the patch.
+
+    Returns:
+        (B, size / stride, size / stride, D).
+
+    Raises:
+        InputError: if the stride does not divide the patch.
+    """
+    ((_, _, still),) = moved(images[:1], size, 0, [0])
+    patch = size // encoder(still).patches.shape[2]
+    if patch % stride:
+        raise InputError(f"A stride of {stride} pixels does not divide a patch of {patch}; give one that does.")
+    copies = moved(images, size, patch, range(stride // 2, patch, stride))
+    found = torch.stack([encoder(copy).patches for _, _, copy in copies])  # (k k, B, h, w, D), k = patch / stride
+    found = found.unflatten(0, (patch // stride, -1)).permute(2, 3, 0, 4, 1, 5)  # (B, h, k, w, k, D)
+    return found.flatten(3, 4).flatten(1, 2)
 
 
 @torch.no_grad()

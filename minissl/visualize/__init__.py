@@ -1,11 +1,18 @@
 """Pictures: from an encoder, features or numbers to a matplotlib figure. Nothing here knows a method."""
 
-from minissl.visualize.attention import attention_figure
+from minissl.visualize.attention import (
+    attention_figure,
+    film_figure,
+    frame_figure,
+    layers_figure,
+    masks_figure,
+)
 from minissl.visualize.charts import answers_figure, bars_figure, lines_figure, matrices_figure
 from minissl.visualize.collapse import collapse_figure, lab_figure
 from minissl.visualize.curves import curves_figure
 from minissl.visualize.grid import found_figure, picture_grid
 from minissl.visualize.pca import pca_figure, pca_rgb
+from minissl.visualize.similarity import neighbors_figure, similarity, similarity_figure
 from minissl.visualize.views import views_figure
 
 __all__ = [
@@ -14,12 +21,19 @@ __all__ = [
     "bars_figure",
     "collapse_figure",
     "curves_figure",
+    "film_figure",
     "found_figure",
+    "frame_figure",
     "lab_figure",
+    "layers_figure",
     "lines_figure",
+    "masks_figure",
     "matrices_figure",
+    "neighbors_figure",
     "pca_figure",
     "pca_rgb",
     "picture_grid",
+    "similarity",
+    "similarity_figure",
     "views_figure",
 ]

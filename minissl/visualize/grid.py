@@ -24,20 +24,35 @@ def enlarge(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
-def picture_grid(columns: Sequence[tuple[str, Sequence]], title: str, colormap: str = "inferno") -> Figure:
-    """A figure with a titled column for each (title, pictures); pictures are (3, H, W) or (H, W) tensors."""
-    rows = len(columns[0][1])
-    figure = Figure(figsize=(1.35 * len(columns), 1.35 * rows + 0.7), layout="constrained")
+def picture_grid(
+    columns: Sequence[tuple[str, Sequence]],
+    title: str,
+    colormap: str = "inferno",
+    limits: tuple[float | None, float | None] = (None, None),
+    side: float = 1.35,
+) -> Figure:
+    """A figure with a titled column for each (title, pictures).
+
+    Args:
+        columns: pictures are (3, H, W) or (H, W) tensors; no column has more than the first.
+        title: over the figure.
+        colormap: of pictures (H, W).
+        limits: the values that have its first and its last colour; each picture's own lowest or highest where None.
+        side: of a picture, in inches.
+    """
+    rows, (low, high) = len(columns[0][1]), limits
+    figure = Figure(figsize=(side * len(columns), side * rows + 0.7), layout="constrained")
     axes = figure.subplots(rows, len(columns), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
     for column, (name, pictures) in enumerate(columns):
         axes[0, column].set_title(name, fontsize=9)
-        for row, picture in enumerate(pictures):
-            axis = axes[row, column]
-            axis.set_axis_off()
+        for axis, picture in zip(axes[:, column], pictures):
             if picture.ndim == 3:
                 axis.imshow(to_array(picture))
             else:
-                axis.imshow(picture.cpu().numpy(), cmap=colormap, interpolation="nearest")
+                shown = picture.cpu().numpy()
+                axis.imshow(shown, cmap=colormap, interpolation="nearest", vmin=low, vmax=high)
     figure.suptitle(title, fontsize=11)
     return figure
 

@@ -7,7 +7,9 @@ exchanged, not an output that is captured: so a notebook that holds one also run
 from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 
+import torch.nn.functional as F
 from matplotlib.figure import Figure
+from torch import Tensor
 
 
 def figure_for(draw: Callable[..., Figure], **choices: Sequence | Mapping):
@@ -44,6 +46,46 @@ def text_box(draw: Callable[[str], Figure], start: str):
     return _redrawn(lambda text: draw(text), {"text": box})
 
 
+def picker(image: Tensor, draw: Callable[[int, int], Figure], grid: tuple[int, int] = (8, 8)):
+    """An image one clicks, made of buttons in the mean colours of its parts, beside a picture of what was clicked.
+
+    Args:
+        image: (3, H, W) uint8, at least as many pixels as buttons each way.
+        draw: row and column of the button -> figure; it begins with the one in the middle.
+        grid: rows and columns of buttons.
+
+    Returns:
+        A widget.
+    """
+    from ipywidgets import Button, GridBox, HBox, Image
+
+    rows, columns = grid
+    colors = F.adaptive_avg_pool2d(image.float().cpu(), grid).round().int()  # (3, rows, columns)
+    side = f"{max(14, 256 // max(grid))}px"
+    buttons = [Button(tooltip=f"row {i // columns}, column {i % columns}") for i in range(rows * columns)]
+    picture = Image(format="png")
+
+    def choose(place: int) -> None:
+        picture.value = _png(draw(place // columns, place % columns))
+        for i, button in enumerate(buttons):
+            button.description = "●" if i == place else ""
+
+    for i, (button, color) in enumerate(zip(buttons, colors.flatten(1).T.tolist())):
+        button.layout = {"width": side, "height": side, "margin": "0", "padding": "0"}
+        button.style = {"button_color": "#{:02x}{:02x}{:02x}".format(*color),
+                        "text_color": "black" if sum(color) > 380 else "white"}  # fmt: skip
+        button.on_click(lambda _, place=i: choose(place))
+    choose(rows // 2 * columns + columns // 2)
+    layout = {"grid_template_columns": f"repeat({columns}, {side})", "grid_gap": "0", "flex": "none"}
+    return HBox([GridBox(buttons, layout=layout), picture], layout={"align_items": "center"})
+
+
+def _png(figure: Figure) -> bytes:
+    page = BytesIO()
+    figure.savefig(page, format="png", dpi=100)
+    return page.getvalue()
+
+
 def _redrawn(draw: Callable[..., Figure], controls: dict):
     """The controls above a picture, which is drawn again when one of them is moved."""
     from ipywidgets import Image, VBox
@@ -51,9 +93,7 @@ def _redrawn(draw: Callable[..., Figure], controls: dict):
     picture = Image(format="png")
 
     def redraw(_=None) -> None:
-        page = BytesIO()
-        draw(**{name: control.value for name, control in controls.items()}).savefig(page, format="png", dpi=100)
-        picture.value = page.getvalue()
+        picture.value = _png(draw(**{name: control.value for name, control in controls.items()}))
 
     for control in controls.values():
         control.observe(redraw, "value")
