@@ -1,0 +1,108 @@
+"""The pictures of attention show the numbers they are given, each in its place."""
+
+import numpy as np
+import pytest
+import torch
+
+from minissl.evaluate import attention_iou, fine_attention, mass_mask
+from minissl.visualize import film_figure, frame_figure, layers_figure, masks_figure, picture_grid
+from minissl.visualize.attention import HIT, MISSED, WRONG
+from tests.golden import tiny_vit
+
+
+def shown(axis):
+    return torch.as_tensor(axis.images[0].get_array())
+
+
+def pictures(n, size=16):
+    return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def test_a_grid_has_one_scale_of_colours_or_each_picture_its_own():
+    columns = [("a", [torch.full((2, 2), 3.0), torch.tensor([[1.0, 2.0], [3.0, 4.0]])]), ("b", [torch.ones(2, 2)])]
+    own = picture_grid(columns, "t")
+    assert own.axes[2].images[0].get_clim() == (1, 4)
+    assert not own.axes[3].images
+    assert not own.axes[3].axison
+    fixed = picture_grid(columns, "t", limits=(0, None))
+    assert [fixed.axes[i].images[0].get_clim() for i in (0, 1, 2)] == [(0, 3), (0, 1), (0, 4)]
+
+
+def test_a_column_for_each_block():
+    encoder, images = tiny_vit().eval(), pictures(3)
+    figure = layers_figure(encoder, images, 16, [0, 1])
+    assert [axis.get_title() for axis in figure.axes[:3]] == ["image", "block 0", "block 1"]
+    for layer in (0, 1):
+        expected = fine_attention(encoder, images, 16, layer=layer).mean(dim=1)
+        for axis, one in zip(figure.axes[1 + layer :: 3], expected):
+            assert torch.equal(shown(axis), one)
+
+
+def nearest_color(pixel):
+    """Which of the three names a pixel has, or none where it is grey."""
+    if float(pixel.max() - pixel.min()) < 1e-4:
+        return None
+    ends = {name: float((pixel - 0.25 * pixel.mean() - 0.75 * torch.tensor(c)).norm()) for name, c in PARTS}
+    return min(ends, key=ends.get)
+
+
+PARTS = (HIT, MISSED, WRONG)
+
+
+def test_every_pixel_is_hit_missed_wrong_or_neither():
+    torch.manual_seed(0)
+    maps, masks = torch.rand(2, 4, 4) ** 4, torch.zeros(2, 8, 8, dtype=torch.uint8)
+    masks[:, 1:7, 2:6] = 3
+    figure = masks_figure(pictures(2), maps, masks)
+    found = mass_mask(maps).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    for i in range(2):
+        picture = shown(figure.axes[3 * i + 2])
+        for row in range(8):
+            for column in range(8):
+                here, true = bool(found[i, row, column]), bool(masks[i, row, column])
+                name = {(True, True): HIT, (False, True): MISSED, (True, False): WRONG}.get((here, true), (None,))[0]
+                assert nearest_color(picture[row, column]) == name
+        overlap = float(attention_iou(maps[i : i + 1, None], masks[i : i + 1]))
+        assert figure.axes[3 * i + 2].texts[0].get_text() == f"IoU\n{overlap:.2f}"
+    title = figure.axes[2].get_title()
+    assert all(name in title for name, _ in PARTS)
+
+
+@pytest.mark.parametrize("matrix", [
+    ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969)),  # deuteranopia
+    ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052)),  # protanopia
+    ((1.256, -0.077, -0.179), (-0.078, 0.931, 0.148), (0.005, 0.691, 0.304)),  # tritanopia
+    ((0.299, 0.587, 0.114),) * 3,  # no colours at all
+])  # fmt: skip
+def test_the_three_colours_are_told_apart_by_any_eye(matrix):
+    """Machado et al., 2009, doi:10.1109/TVCG.2009.113, with all of a kind of cone missing."""
+    seen = [np.array(matrix) @ np.array(color) for _, color in PARTS]
+    for i in range(3):
+        for j in range(i):
+            assert np.abs(seen[i] - seen[j]).max() > 0.1
+
+
+def test_a_film_has_a_row_for_each_image_and_a_column_for_each_moment():
+    images, films = pictures(2), torch.randint(0, 256, (3, 2, 8, 8), dtype=torch.uint8)
+    figure = film_figure(images, films, ["step 1", "step 8", "step 64"])
+    assert [axis.get_title() for axis in figure.axes[:4]] == ["image", "step 1", "step 8", "step 64"]
+    for moment in range(3):
+        for i in range(2):
+            axis = figure.axes[4 * i + 1 + moment]
+            assert torch.equal(shown(axis), films[moment, i])
+            assert axis.images[0].get_clim() == (0, int(films[moment, i].max()))  # even is bright, not a pattern
+
+
+@pytest.mark.parametrize(("n", "side"), [(1, 1), (5, 3), (16, 4), (17, 5)])
+def test_a_frame_is_a_square_of_images_row_by_row(n, side):
+    images, maps = torch.full((n, 3, 8, 8), 255, dtype=torch.uint8), torch.zeros(n, 4, 4, dtype=torch.uint8)
+    for i in range(n):
+        maps[i, i % 4, i // 4 % 4] = 10 + i
+    figure = frame_figure(images, maps, "step 64")
+    assert figure.get_suptitle() == "step 64"
+    drawn = [axis for axis in figure.axes if axis.images]
+    assert len(drawn) == n
+    assert max(axis.get_subplotspec().colspan.stop for axis in drawn) == side
+    for i, axis in enumerate(drawn):
+        brightest = int(shown(axis)[..., 0].argmax())
+        assert (brightest // 8 // 2, brightest % 8 // 2) == (i % 4, i // 4 % 4)
