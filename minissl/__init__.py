@@ -17,7 +17,7 @@ To read it in order:
 Around these: `data` (the world Scenes, real data sets, folders), `encoders` (each by its name), `checkpoint` and
 `record` (nothing is lost), `machine` (device, precision, what a run will take), `runs` (a run and its folder), `scores`
 and `reports` (the numbers of a run, of several), `doctor` (why a run does not learn), `pretrained` (a network from a
-file), `exercises` (their checks).
+file), `film` (attention while it is learnt), `exercises` (their checks).
 
 The command is `python -m minissl`.
 """
