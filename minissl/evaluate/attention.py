@@ -16,7 +16,7 @@ from minissl.evaluate.features import moved
 def fine_attention(encoder: nn.Module, images: Tensor, size: int, stride: int = 2, layer: int | None = None) -> Tensor:
     """Attention finer than the patches: the mean over copies of the images moved by parts of a patch.
 
-    A small encoder has few patches, and more of them would show it objects at a size it was not trained on.
+    At a border it is the mean of those copies that reach it, so attention that is even stays even. A small encoder has few patches, and more of them would show it objects at a size it was not trained on.
 
     Args:
         encoder: with `attention(images) -> (B, heads, h, w)`.
@@ -31,12 +31,15 @@ def fine_attention(encoder: nn.Module, images: Tensor, size: int, stride: int = 
     asked = {} if layer is None else {"layer": layer}
     ((_, _, still),) = moved(images[:1], size, 0, [0])
     patch = size // encoder.attention(still, **asked).shape[-1]
-    before, total = patch // 2, 0  # pixels the border is repeated to each side, so that a copy can be moved
-    for down, right, copy in moved(images, size, patch, range(0, patch, stride)):
+    rest, total, copies = 2 * (patch // 2), 0, 0  # pixels by which the padded image is wider
+    starts = range(patch // 2 % stride, patch, stride)  # one of the copies is not moved
+    for down, right, copy in moved(images, size, patch, starts):
         maps = encoder.attention(copy, **asked).repeat_interleave(patch, -2).repeat_interleave(patch, -1)
-        rest = 2 * before
-        total = total + F.pad(maps, (right, rest - right, down, rest - down))  # (B, heads, size + rest, size + rest)
-    total = total[:, :, before : before + size, before : before + size]
+        place = (right, rest - right, down, rest - down)
+        total = total + F.pad(maps, place)  # (B, heads, size + rest, size + rest)
+        copies = copies + F.pad(torch.ones_like(maps[:1, :1]), place)  # those at the border are reached by fewer
+    inside = slice(rest // 2, rest // 2 + size)
+    total = (total / copies.clamp_min(1))[:, :, inside, inside]
     return total / total.sum((-2, -1), keepdim=True)
 
 
