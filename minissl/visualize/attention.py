@@ -92,7 +92,7 @@ def masks_figure(images: Tensor, maps: Tensor, masks: Tensor, mass: float = 0.6)
 def film_figure(images: Tensor, films: Tensor, names: Sequence[str]) -> Figure:
     """A row for each image: itself, then what was looked at, moment by moment.
 
-    Black is no attention and white the most of that map, so that attention that is even is a bright square.
+    Black is no attention and the brightest is the most of that map, so attention that is even is a bright square.
 
     Args:
         images: (n, 3, H, W) uint8.
