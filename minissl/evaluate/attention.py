@@ -16,7 +16,8 @@ from minissl.evaluate.features import moved
 def fine_attention(encoder: nn.Module, images: Tensor, size: int, stride: int = 2, layer: int | None = None) -> Tensor:
     """Attention finer than the patches: the mean over copies of the images moved by parts of a patch.
 
-    At a border it is the mean of those copies that reach it, so attention that is even stays even. A small encoder has few patches, and more of them would show it objects at a size it was not trained on.
+    A small encoder has few patches, and more of them would show it objects at a size it was not trained on. At a border
+    it is the mean of those copies that reach it, so attention that is even stays even.
 
     Args:
         encoder: with `attention(images) -> (B, heads, h, w)`.

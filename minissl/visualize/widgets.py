@@ -57,12 +57,15 @@ def picker(image: Tensor, draw: Callable[[int, int], Figure], grid: tuple[int, i
     Returns:
         A widget.
     """
-    from ipywidgets import Button, GridBox, HBox, Image
+    from ipywidgets import Button, GridBox, HBox, Image, Layout
 
     rows, columns = grid
     colors = F.adaptive_avg_pool2d(image.float().cpu(), grid).round().int()  # (3, rows, columns)
     side = f"{max(14, 256 // max(grid))}px"
-    buttons = [Button(tooltip=f"row {i // columns}, column {i % columns}") for i in range(rows * columns)]
+    square = Layout(width=side, height=side, margin="0", padding="0")
+    buttons = [
+        Button(layout=square, tooltip=f"row {i // columns}, column {i % columns}") for i in range(rows * columns)
+    ]
     picture = Image(format="png")
 
     def choose(place: int) -> None:
@@ -71,7 +74,6 @@ def picker(image: Tensor, draw: Callable[[int, int], Figure], grid: tuple[int, i
             button.description = "●" if i == place else ""
 
     for i, (button, color) in enumerate(zip(buttons, colors.flatten(1).T.tolist())):
-        button.layout = {"width": side, "height": side, "margin": "0", "padding": "0"}
         button.style = {"button_color": "#{:02x}{:02x}{:02x}".format(*color),
                         "text_color": "black" if sum(color) > 380 else "white"}  # fmt: skip
         button.on_click(lambda _, place=i: choose(place))
