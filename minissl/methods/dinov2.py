@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from minissl.balance import koleo, sinkhorn_knopp
 from minissl.errors import InputError
+from minissl.masking import block_masks as block_masks
 from minissl.masking import hide_in_some
 from minissl.method import Batch
 from minissl.methods.dino import DINOHead, center_and_sharpen, cross_view_entropy, update_center
