@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from minissl import checkpoint, runs, scores, train
+from minissl import checkpoint, scores, train
 from minissl.__main__ import parse_run
 
 ROWS = {
