@@ -21,7 +21,7 @@ OPTIONS ?=
 FOLDER ?=
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr lab test test-fast check format calibration arena bench-views clean
+.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino lab test test-fast check format calibration arena bench-views clean
 
 help:  ## this list
 	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
@@ -61,6 +61,11 @@ pretext: $(READY)  ## colorization and masked patches (20 minutes, runs/pretext)
 
 simclr: $(READY)  ## contrast of two views (10 minutes, runs/simclr)
 	$(PYTHON) -m minissl train simclr --data $(DATA) --out runs/simclr --resume $(OPTIONS)
+
+dino: $(READY)  ## the longer DINO that chapter 3.3 loads, its emergence and the collapse lab (an hour and a half, runs/dino)
+	$(PYTHON) -m minissl train dino --batch_size 128 --minutes 0 --out runs/dino --resume
+	$(PYTHON) -m tests.benchmarks.emergence dino --minutes 0 --epochs 20 --film runs/emergence.safetensors
+	$(PYTHON) -m tests.benchmarks.collapse --out runs/collapse.jsonl
 
 lab: $(READY)  ## open JupyterLab on the chapters
 	$(PYTHON) -m jupyterlab chapters

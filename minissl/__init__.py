@@ -9,6 +9,7 @@ To read it in order:
     views       the papers' recipes: a batch of images -> other looks at them
     color       lightness and colour apart
     teacher     a moving average of a network, and schedules of progress
+    balance     prototypes that are all used, vectors that are apart
     methods/    one file per paper: its losses as functions, and a class that feeds them
     train       the loop, with `optim` and `parallel`
     evaluate/   how good the features are
@@ -16,7 +17,7 @@ To read it in order:
 
 Around these: `data` (the world Scenes, real data sets, folders), `encoders` (each by its name), `checkpoint` and
 `record` (nothing is lost), `machine` (device, precision, what a run will take), `runs` (a run and its folder), `scores`
-and `reports` (the numbers of a run, of several), `doctor` (why a run does not learn), `pretrained` (a network from a
+and `reports` (the numbers of a run, of several), `doctor` (why a run does not learn), `lab` (collapse, provoked), `pretrained` (a network from a
 file), `film` (attention while it is learnt), `exercises` (their checks).
 
 The command is `python -m minissl`.

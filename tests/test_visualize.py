@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minissl.evaluate import attention_iou, fine_attention, mass_mask
-from minissl.visualize import film_figure, frame_figure, layers_figure, masks_figure, picture_grid
+from minissl.visualize import bars_figure, film_figure, frame_figure, layers_figure, masks_figure, picture_grid
 from minissl.visualize.attention import HIT, MISSED, WRONG
 from tests.golden import tiny_vit
 
@@ -106,3 +106,12 @@ def test_a_frame_is_a_square_of_images_row_by_row(n, side):
     for i, axis in enumerate(drawn):
         brightest = int(shown(axis)[..., 0].argmax())
         assert (brightest // 8 // 2, brightest % 8 // 2) == (i % 4, i // 4 % 4)
+
+
+def test_bars_are_shares_of_whatever_is_said():
+    rows = {"a": {"x": 0.25, "y": 0.5}, "b": {"x": 1.0, "y": 0.0}}
+    (axis,) = bars_figure(rows, "t", {"x": 0.1, "y": 0.1}, y_name="share (%)").axes
+    assert axis.get_ylabel() == "share (%)"
+    assert [bar.get_height() for bar in axis.patches] == [25, 50, 100, 0]
+    assert [line.get_ydata()[0] for line in axis.lines] == [10, 10]
+    assert bars_figure(rows, "t").axes[0].get_ylabel() == "right answers (%)"

@@ -142,7 +142,7 @@ class DINO(nn.Module):
             "teacher_temperature": 0.02,  # 0.04 in the paper: hundreds of steps must sharpen what took them 100,000
             "warmup_temperature": 0.02,
             "momentum": 0.95,  # 0.996 in the paper: as many steps as there are, the teacher must move
-            "batch_size": 128,
+            "batch_size": 64,  # in so few minutes many steps count for more than large ones
             "lr": 2e-3,
             "minutes": 8.0,
         },

@@ -34,7 +34,10 @@ def lines_figure(x: Sequence[float], lines: Mapping[str, Tensor], x_name: str, y
 
 
 def bars_figure(
-    rows: Mapping[str, Mapping[str, float]], title: str, chance: Mapping[str, float] | None = None
+    rows: Mapping[str, Mapping[str, float]],
+    title: str,
+    chance: Mapping[str, float] | None = None,
+    y_name: str = "right answers (%)",
 ) -> Figure:
     """Groups of bars, a group for each question and a bar in it for each row.
 
@@ -42,6 +45,7 @@ def bars_figure(
         rows: name -> question -> share of right answers, 0 to 1.
         title: what is asked.
         chance: question -> what guessing gives, as a dash over its group.
+        y_name: what is shared out, in percent.
     """
     questions = list(next(iter(rows.values())))
     figure = Figure(figsize=(1.6 + 1.5 * len(questions), 3.2), layout="constrained")
@@ -54,7 +58,7 @@ def bars_figure(
         if chance:
             axis.plot((q - 0.45, q + 0.45), [100 * chance[question]] * 2, color="black", linestyle=":", linewidth=1)
     axis.set_xticks(range(len(questions)), questions)
-    axis.set(ylabel="right answers (%)", title=title, ylim=(0, 112))
+    axis.set(ylabel=y_name, title=title, ylim=(0, 112))
     axis.legend(fontsize=8, ncols=len(rows), loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
     return figure
 

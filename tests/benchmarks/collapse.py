@@ -1,8 +1,8 @@
 """The collapse lab on record: all sixteen cells from one seed, the four main ones from five.
 
-    python -m tests.benchmarks.collapse [--steps 300] [--out data/recorded/collapse.jsonl]
+    python -m tests.benchmarks.collapse [--steps 160] [--out data/recorded/collapse.jsonl]
 
-What is there is not run again. Half an hour on one core.
+What is there is not run again. A quarter of an hour on one core.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def cells() -> list[tuple[tuple[str, ...], int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--out", type=Path, default=Path("data/recorded/collapse.jsonl"))
     asked = parser.parse_args()
     data, images = load("scenes:place", "train", 64), load("scenes:place", "test", 64).some(500)
