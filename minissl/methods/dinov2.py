@@ -102,7 +102,7 @@ class DINOv2(nn.Module):
             "koleo": 0.3,
             "momentum": 0.95,
             "slower": (1.0, 1.0),
-            "batch_size": 128,
+            "batch_size": 64,
             "lr": 2e-3,
             "minutes": 8.0,
         },
