@@ -32,7 +32,7 @@ def moments(steps: int, n: int) -> list[int]:
     return sorted({round(steps ** (i / (n - 1))) for i in range(n)})
 
 
-def snapshot(encoder: nn.Module, images: Tensor, size: int, stride: int = 2) -> Tensor:
+def snapshot(encoder: nn.Module, images: Tensor, size: int, stride: int = 2, layer: int | None = None) -> Tensor:
     """Where every head looks now, in evaluation mode.
 
     Args:
@@ -40,12 +40,13 @@ def snapshot(encoder: nn.Module, images: Tensor, size: int, stride: int = 2) -> 
         images: (n, 3, H, W) uint8.
         size: pixels a side the encoder sees, as in its training; a multiple of stride.
         stride: as for `evaluate.fine_attention`, which changes only every so many pixels; one is kept of each.
+        layer: which block, of an encoder that has several; the last if None.
 
     Returns:
         (n, heads, size / stride, size / stride) uint8 on the CPU, each map scaled by its own maximum.
     """
     training = encoder.training
-    maps = F.avg_pool2d(fine_attention(encoder.eval(), images, size, stride), stride)
+    maps = F.avg_pool2d(fine_attention(encoder.eval(), images, size, stride, layer), stride)
     encoder.train(training)
     return (maps / maps.amax((-2, -1), keepdim=True) * 255).round().byte().cpu()
 

@@ -90,7 +90,8 @@ def test_a_training_is_filmed(monkeypatch, limit):
     words = "dino --image_size 16 --size 16 --local_size 8 --encoder.patch_size 8 --prototypes 32 --hidden 16"
     words = [*words.split(), *"--bottleneck 8 --batch_size 8 --minutes 0 --epochs 2 --encoder.depth 2".split()]
     run, _ = parse_run([*words, "--device", "cpu", "--preset", "cpu"])
-    found = emergence.record(run, words, 3)
+    found, layers = emergence.record(run, words, 3)
+    assert layers.maps.shape[0] == len(layers.steps) == len(layers.about["shares"]) == 2
     assert found.steps == [1, 2, 6]
     assert found.maps.shape == (3, 16, 1 if limit == 0 else 4, 8, 8)
     assert found.about["head"] < found.maps.shape[2]
