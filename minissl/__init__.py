@@ -3,13 +3,13 @@
 To read it in order:
 
     method      what a method promises, and Tokens, the one type that passes between all parts
-    vit         image -> Tokens, of the blocks in `transformer`; `convnet` does it by convolutions
+    vit         image -> Tokens, of the blocks in `transformer` and `patches`; `convnet` does it by convolutions
     text        sentence -> numbers -> vector
     augment     operations on a batch of images, each image with its own draw, on the device
     views       the papers' recipes: a batch of images -> other looks at them
     color       lightness and colour apart
     teacher     a moving average of a network, and schedules of progress
-    balance     prototypes that are all used, vectors that are apart
+    balance     prototypes that are all used, vectors that are apart; `masking`, which patches are hidden
     methods/    one file per paper: its losses as functions, and a class that feeds them
     train       the loop, with `optim` and `parallel`
     evaluate/   how good the features are

@@ -3,10 +3,12 @@
 An exported file is safetensors; its header says what it holds, so that it loads by itself.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minissl import checkpoint
@@ -63,6 +65,31 @@ def load_method(name_or_path: str | Path) -> nn.Module:
     method = find(info["method"])(make_encoder(**info["encoder"]), **info["options"])
     method.load_state_dict(tensors)
     return method.eval().requires_grad_(False)
+
+
+def begin_from(folder: Path, method: nn.Module) -> None:
+    """Put the whole state of another run into a method, as a start: teacher, heads and all.
+
+    Sizes of crops may differ, as for a last phase at high resolution: learned positions are resampled to the new grid.
+
+    Raises:
+        InputError: if the run is of another method or another encoder.
+    """
+    tensors, _ = checkpoint.load_tensors(folder / "checkpoint.safetensors")
+    state = {name.removeprefix("method."): t for name, t in tensors.items() if name.startswith("method.")}
+    for name, own in method.state_dict().items():
+        if name.endswith("pos_embed") and name in state and state[name].shape != own.shape:
+            side, new = (math.isqrt(x.shape[1] - 1) for x in (state[name], own))
+            grid = state[name][:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, side, side)
+            grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=new < side)
+            state[name] = torch.cat([state[name][:, :1], grid.flatten(2).mT], dim=1)
+    try:
+        method.load_state_dict(state)
+    except RuntimeError:
+        raise InputError(
+            f"{folder} holds another method or another encoder; give the options it was trained with, "
+            "of which only sizes, rates and weights of terms may differ."
+        ) from None
 
 
 def _read(name_or_path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

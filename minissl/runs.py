@@ -39,6 +39,7 @@ class Run:
         encoder: arguments of `make_encoder`, `img_size` among them.
         options: keyword arguments of the method; `size` is the pixels its encoder sees.
         loop: arguments of `train.TrainConfig`.
+        start: folder of a run whose end this one begins at; "" for none.
     """
 
     method: str
@@ -47,6 +48,7 @@ class Run:
     encoder: dict[str, Any]
     options: dict[str, Any]
     loop: dict[str, Any]
+    start: str = ""
 
     @property
     def size(self) -> int:
@@ -108,7 +110,10 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     """Train a run, or go on with it, then measure it and draw its pictures. Returns the metrics."""
     device = choose_device(device_name)
     check_folder(run, out, resume)
-    method = run.build().to(device)
+    method = run.build()
+    if run.start and not (out / "checkpoint.safetensors").exists():
+        pretrained.begin_from(Path(run.start), method)
+    method.to(device)
     config = train.TrainConfig(**run.loop)
     config = replace(config, precision=choose_precision(config.precision, device))
     print(

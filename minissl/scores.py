@@ -3,6 +3,7 @@
 All methods are measured alike: 20,000 training and 5,000 test images at most, k = 20, frozen features.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -11,19 +12,24 @@ from minissl.evaluate import (
     attention_iou,
     attention_share,
     class_vectors,
+    correspondence,
     extract,
     few,
     fine_attention,
+    fine_patches,
     in_templates,
     knn,
     linear_probe,
+    mean_iou,
     pointing,
     rank_me,
     retrieval,
+    segment,
     sentence_vectors,
     zero_shot,
     zero_shot_sum,
 )
+from minissl.evaluate.segment import IGNORED
 from minissl.method import Tokens
 
 
@@ -58,7 +64,11 @@ def score(encoder: nn.Module, train_set: Images, test_set: Images, size: int, po
     for name, factor in train_set.factors.items():
         labels, truth = factor.labels.to(tests.device), test_set.factors[name].labels.to(tests.device)
         metrics[f"linear_{name}"] = accuracy(linear_probe(features, labels, tests), truth)
-    return metrics | (score_attention(encoder, test_set.some(500), size) if test_set.masks is not None else {})
+    if test_set.masks is not None:
+        metrics |= score_attention(encoder, test_set.some(500), size)
+        if test_set.labels is not None:
+            metrics |= score_patches(encoder, train_set.some(300), test_set.some(300), size)
+    return metrics
 
 
 def few_score(features: Tensor, labels: Tensor, tests: Tensor, truth: Tensor, draws: int = 3) -> float:
@@ -89,6 +99,36 @@ def score_attention(encoder: nn.Module, images: Images, size: int) -> dict[str, 
         "attention_pointing": float(pointing(one, its_masks).float().mean()),
         "object_share": float((masks > 0).float().mean()),  # what attention spread evenly would have
     }
+
+
+def score_patches(encoder: nn.Module, train_set: Images, test_set: Images, size: int) -> dict[str, float]:
+    """What patches tell, by a linear classifier on them and by their nearest patches in other images.
+
+    Patches are taken at 16 places a side or more, by moving the images under the encoder's grid. Asked is the object's
+    kind (or that there is none), its part, and the place where no object is.
+    """
+    sets = {"train": train_set, "test": test_set}
+    patches = {name: fine_patches(encoder, part.images, size, 0).cpu() for name, part in sets.items()}
+    truth = {name: pixel_classes(part) for name, part in sets.items()}
+    metrics = {}
+    for question in truth["train"]:
+        found = segment(patches["train"], truth["train"][question], patches["test"])
+        metrics[f"miou_{question}"] = mean_iou(found, truth["test"][question])
+    kinds, rows = test_set.labels.cpu().sort(stable=True)
+    a, b = (part[kinds[:-1] == kinds[1:]] for part in (rows[:-1], rows[1:]))  # pairs of one kind
+    pairs = (patches["test"][a], patches["test"][b], test_set.masks[a], test_set.masks[b])
+    return metrics | {"correspondence": correspondence(*pairs)}
+
+
+def pixel_classes(images: Images) -> dict[str, Tensor]:
+    """Questions about every pixel, and their answers (N, H, W)."""
+    labels, masks = images.labels.cpu()[:, None, None], images.masks.cpu().long()
+    parts = int(masks.max())
+    found = {"object": torch.where(masks > 0, 1 + labels, 0), "part": torch.where(masks > 0, labels * parts + masks, 0)}
+    if "place" in images.factors:
+        place = images.factors["place"].labels.cpu()[:, None, None]
+        found["place"] = torch.where(masks > 0, IGNORED, place)
+    return found
 
 
 def score_text(method: nn.Module, images: Images, size: int) -> dict[str, float]:

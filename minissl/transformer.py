@@ -62,6 +62,36 @@ class Mlp(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
+class SwiGLU(nn.Module):
+    """A perceptron with a gate: silu(x w1) * (x w2), and back. Shazeer, 2020 (arXiv:2002.05202), as DINOv2 has it.
+
+    Args:
+        dim: D.
+        hidden: width it would have without a gate; two thirds of it, in eights, need as many numbers.
+    """
+
+    def __init__(self, dim: int, hidden: int):
+        super().__init__()
+        hidden = -(-int(hidden * 2 / 3) // 8) * 8
+        self.w12 = nn.Linear(dim, 2 * hidden)
+        self.w3 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, x = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * x)
+
+
+class LayerScale(nn.Module):
+    """A factor on each number of a branch, small at first. Touvron et al., CaiT, 2021 (arXiv:2103.17239)."""
+
+    def __init__(self, dim: int, start: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 class DropPath(nn.Module):
     """Leave a residual branch out for some images, while training (Huang et al., 2016, arXiv:1603.09382)."""
 
@@ -77,7 +107,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); each branch scaled where `layer_scale` is not 0."""
 
     def __init__(
         self,
@@ -87,17 +117,20 @@ class Block(nn.Module):
         causal: bool = False,
         activation: Callable[[Tensor], Tensor] = F.gelu,
         eps: float = 1e-6,
+        layer_scale: float = 0.0,
+        gated: bool = False,
     ):
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads, causal)
+        self.ls1, self.ls2 = (LayerScale(dim, layer_scale) if layer_scale else nn.Identity() for _ in range(2))
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, 4 * dim, activation)
+        self.mlp = SwiGLU(dim, 4 * dim) if gated else Mlp(dim, 4 * dim, activation)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.attn(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
 def layer_rates(network: nn.Module, decay: float, prefix: str = "") -> dict[str, float]:

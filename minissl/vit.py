@@ -2,14 +2,11 @@
 
 Dosovitskiy et al., An Image is Worth 16x16 Words, 2020 (arXiv:2010.11929), in the form of DINO (Caron et al., 2021,
 arXiv:2104.14294): pre-norm blocks, learned positions that are interpolated to other sizes, a class token. Parameters
-have the names of the official DINO family, so that its weights load as they are. The convolutional stem follows Xiao et
-al., Early Convolutions Help Transformers See Better, 2021 (arXiv:2106.14881), with a second convolution at every size;
-it is what learns in minutes on a CPU.
+have the names of the official DINO family, so that its weights load as they are.
 
 Shapes: B images of H x W pixels, patches of p x p, a grid (h, w) = (H / p, W / p) of N = hw patches, width D.
 """
 
-import itertools
 import math
 from typing import Literal
 
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 
 from minissl.errors import InputError
 from minissl.method import Tokens
+from minissl.patches import PatchEmbed
 from minissl.transformer import Block, quick_gelu
 
 #        width, depth, heads; nano is ours, of one block: after a second one the patches have told each other what they
@@ -30,46 +28,6 @@ SIZES = {
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
 }
-
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """(B, 3, H, W) to (B, N, p p 3): patches row by row, in each rows, columns, and channels fastest."""
-    x = images.unflatten(3, (-1, patch_size)).unflatten(2, (-1, patch_size))  # (B, 3, h, p, w, p)
-    return x.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
-def unpatchify(patches: Tensor, patch_size: int, grid: tuple[int, int]) -> Tensor:
-    """Back: (B, N, p p 3) to (B, 3, H, W)."""
-    x = patches.unflatten(2, (patch_size, patch_size, 3)).unflatten(1, grid)  # (B, h, w, p, p, 3)
-    return x.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
-
-
-class PatchEmbed(nn.Module):
-    """Images (B, 3, H, W) to patch vectors (B, h, w, D)."""
-
-    def __init__(self, patch_size: int, dim: int, stem: str):
-        super().__init__()
-        self.patch_size = patch_size
-        if stem == "patch":
-            self.stem = nn.Identity()
-            self.proj = nn.Conv2d(3, dim, patch_size, patch_size)
-        else:
-            steps = int(math.log2(patch_size))
-            widths = [3] + [max(dim >> (steps - 1 - i), 24) for i in range(steps)]  # doubles as the map halves
-            layers = []
-            for i, (before, after) in enumerate(itertools.pairwise(widths), 1):
-                # Padded on both sides, a patch's vector would be about its upper left corner; so, about its middle.
-                layers += [nn.ZeroPad2d((0, 1, 0, 1) if i == steps else 1)]
-                layers += [nn.Conv2d(before, after, 3, 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-                # A last 3 x 3 would let every patch see 43 pixels, all of a small image; so it is 27.
-                near = (1, 1, 0) if i == steps else (3, 1, 1)
-                layers += [nn.Conv2d(after, after, *near, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-            self.stem = nn.Sequential(*layers)
-            self.proj = nn.Conv2d(widths[-1], dim, 1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)  # convolutions are faster, in bf16 by half
-        return self.proj(self.stem(images)).permute(0, 2, 3, 1)
 
 
 class ViT(nn.Module):
@@ -87,6 +45,9 @@ class ViT(nn.Module):
         init_std: float = 0.02,
         positions: str = "learned",
         clip: bool = False,
+        registers: int = 0,
+        layer_scale: float = 0.0,
+        gated: bool = False,
     ):
         super().__init__()
         self.dim = dim
@@ -94,11 +55,13 @@ class ViT(nn.Module):
         self.patch_embed = PatchEmbed(patch_size, dim, stem)
         side = img_size // patch_size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, dim)) if positions == "learned" else None
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]  # deeper blocks are left out more often
         eps, activation = (1e-5, quick_gelu) if clip else (1e-6, F.gelu)
         self.norm_pre = nn.LayerNorm(dim, eps=eps) if clip else nn.Identity()
-        self.blocks = nn.ModuleList(Block(dim, heads, rate, activation=activation, eps=eps) for rate in rates)
+        choices = {"activation": activation, "eps": eps, "layer_scale": layer_scale, "gated": gated}
+        self.blocks = nn.ModuleList(Block(dim, heads, rate, **choices) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=eps)
         for layer in [m for m in self.blocks.modules() if isinstance(m, nn.Linear)]:
             nn.init.trunc_normal_(layer.weight, std=init_std)
@@ -106,6 +69,8 @@ class ViT(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        if self.register_tokens is not None:
+            nn.init.normal_(self.register_tokens, std=1e-6)
 
     def positions(self, h: int, w: int) -> Tensor:
         """The learned positions (1, 1 + hw, D), resampled when the grid is not the one they were learned on."""
@@ -115,19 +80,27 @@ class ViT(nn.Module):
         if (h, w) == (side, side):
             return self.pos_embed
         grid = self.pos_embed[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, side, side)
-        # DINO hands the scale, not the size, to the interpolation, and adds 0.1 so that it rounds down to (h, w).
-        scale = ((h + 0.1) / side, (w + 0.1) / side)
-        grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")  # (1, D, h, w)
+        if self.register_tokens is not None:  # DINOv2's models with registers were trained so
+            grid = F.interpolate(grid, size=(h, w), mode="bicubic", antialias=True)  # (1, D, h, w)
+        else:  # DINO hands the scale, not the size, to the interpolation, and adds 0.1 so that it rounds down.
+            scale = ((h + 0.1) / side, (w + 0.1) / side)
+            grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")  # (1, D, h, w)
         return torch.cat([self.pos_embed[:, :1], grid.flatten(2).mT], dim=1)
 
-    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The sequence (B, 1 + N, D) before the first block, and the grid (h, w)."""
+    def embed(
+        self, images: Tensor, masks: Tensor | None = None, mask_token: Tensor | None = None
+    ) -> tuple[Tensor, tuple[int, int]]:
+        """The sequence (B, 1 + N, D) before the first block, and the grid (h, w); arguments as for `forward`."""
         if images.shape[-2] % self.patch_size or images.shape[-1] % self.patch_size:
             raise InputError(
                 f"Images of {images.shape[-2]} x {images.shape[-1]} pixels do not divide into patches of "
                 f"{self.patch_size}; resize or crop them to a multiple."
             )
+        if masks is not None and isinstance(self.patch_embed.stem, nn.Sequential):  # it looks beyond the patch
+            images = images.masked_fill(F.interpolate(masks[:, None].float(), images.shape[-2:]) > 0.5, 0)
         patches = self.patch_embed(images)  # (B, h, w, D)
+        if masks is not None:
+            patches = torch.where(masks[..., None], mask_token, patches)
         h, w = patches.shape[1:3]
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(1, 2)], dim=1)
         return self.norm_pre(x + self.positions(h, w)), (h, w)
@@ -147,14 +120,33 @@ class ViT(nn.Module):
         own = positions[:, 1:].expand(len(seen), -1, -1).gather(1, places[..., None].expand(-1, -1, self.dim))
         return self.norm_pre(torch.cat([first, seen + own], dim=1))
 
-    def encode(self, x: Tensor) -> Tensor:
-        """The blocks and the last norm, of a sequence (B, T, D)."""
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+    @property
+    def registers(self) -> int:
+        """R, how many tokens stand between the class token's and the patches."""
+        return 0 if self.register_tokens is None else self.register_tokens.shape[1]
 
-    def forward(self, images: Tensor) -> Tokens:
-        x, grid = self.embed(images)
+    def run(self, x: Tensor, blocks: int) -> Tensor:
+        """The first `blocks` blocks of a sequence (B, 1 + n, D); then it is (B, 1 + R + n, D)."""
+        if self.register_tokens is not None:
+            x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], dim=1)
+        for block in self.blocks[:blocks]:
+            x = block(x)
+        return x
+
+    def encode(self, x: Tensor) -> Tensor:
+        """All blocks and the last norm, of a sequence (B, 1 + n, D); its registers have served then."""
+        x = self.norm(self.run(x, len(self.blocks)))
+        return torch.cat([x[:, :1], x[:, 1 + self.registers :]], dim=1) if self.registers else x
+
+    def forward(self, images: Tensor, masks: Tensor | None = None, mask_token: Tensor | None = None) -> Tokens:
+        """Images (B, 3, H, W) to tokens.
+
+        Args:
+            images: normalised.
+            masks: bool (B, h, w), True for patches that are not to be seen.
+            mask_token: (1, D), what stands in their place.
+        """
+        x, grid = self.embed(images, masks, mask_token)
         x = self.encode(x)
         return Tokens(x[:, 0], x[:, 1:].unflatten(1, grid))
 
@@ -173,12 +165,10 @@ class ViT(nn.Module):
         if not -depth <= layer < depth:
             raise InputError(f"There is no block {layer}; this ViT has {depth}, from 0 (or {-depth}) to {depth - 1}.")
         x, grid = self.embed(images)
-        for block in self.blocks[:layer]:
-            x = block(x)
         asked = self.blocks[layer]
-        q, k, _ = asked.attn.split(asked.norm1(x))
-        weights = (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)  # (B, heads, 1, 1 + N)
-        return weights[:, :, 0, 1:].unflatten(-1, grid)
+        q, k, _ = asked.attn.split(asked.norm1(self.run(x, layer % depth)))
+        weights = (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)  # (B, heads, 1, 1 + R + N)
+        return weights[:, :, 0, 1 + self.registers :].unflatten(-1, grid)
 
 
 def vit(
@@ -192,6 +182,9 @@ def vit(
     init_std: float = 0.02,
     positions: Literal["learned", "none"] = "learned",
     clip: bool = False,
+    registers: int = 0,
+    layer_scale: float = 0.0,
+    gated: bool = False,
 ) -> ViT:
     """A ViT by name.
 
@@ -205,6 +198,10 @@ def vit(
         init_std: deviation of the blocks' first weights, DINO's 0.02; a narrow ViT learns faster from 1 / sqrt(width).
         positions: learned vectors that say where a patch is; with none, a patch is only what it shows.
         clip: the form of CLIP's image tower: a norm before the blocks, its approximate GELU, its epsilon.
+        registers: tokens besides, in which a large ViT may keep what it would else write over dull patches (Darcet et
+            al., Vision Transformers Need Registers, 2023, arXiv:2309.16588); 4 in DINOv2's models that have them.
+        layer_scale: factor on every branch at the start, learnt; 1e-5 in DINOv2; 0 leaves it out.
+        gated: SwiGLU in place of the perceptron, as in DINOv2's largest.
 
     Raises:
         InputError: for an unknown name, fewer than no blocks, or a size that the patches do not divide.
@@ -229,4 +226,7 @@ def vit(
         init_std=init_std,
         positions=positions,
         clip=clip,
+        registers=registers,
+        layer_scale=layer_scale,
+        gated=gated,
     )

@@ -15,10 +15,22 @@ PACKAGE = Path(__file__).parent.parent / "minissl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 ANCESTORS = {"dino": set(), "dinov2": {"dino"}, "dinov3": {"dino", "dinov2"}}  # "the literature"; no sibling
-FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "vit", "convnet", "text"}
-FOR_METHODS |= {"balance", "color", "parallel"}
+FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "patches", "vit", "convnet", "text"}
+FOR_METHODS |= {"balance", "color", "masking", "parallel"}
 LOOPS = {"methods", "runs", "scores", "reports", "doctor", "lab", "train", "record", "__main__"}
-MODELS = {"encoders", "transformer", "vit", "convnet", "text", "method", "teacher", "augment", "views", "pretrained"}
+MODELS = {
+    "encoders",
+    "transformer",
+    "patches",
+    "vit",
+    "convnet",
+    "text",
+    "method",
+    "teacher",
+    "augment",
+    "views",
+    "pretrained",
+}
 FORBIDDEN = {  # room: the rooms it may not import
     "train": LOOPS - {"record"} | {"data", "evaluate", "visualize", "encoders", "vit", "convnet", "text"},
     "record": LOOPS | {"data", "evaluate", "visualize"},
@@ -33,6 +45,8 @@ FORBIDDEN = {  # room: the rooms it may not import
     "views": LOOPS | MODELS - {"augment"} | {"data", "evaluate", "visualize"},
     "teacher": LOOPS | {"augment", "views", "data", "evaluate", "visualize"},
     "balance": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel"},
+    "patches": LOOPS | MODELS | {"data", "evaluate", "visualize"},
+    "masking": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel", "balance"},
     "color": LOOPS | MODELS | {"data", "evaluate", "visualize", "optim", "parallel"},
     "optim": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "parallel"},
     "parallel": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim"},

@@ -26,7 +26,7 @@ from tests.golden import tiny_vit
 SMALL = {"size": 16, "local_size": 8, "local_crops": 1, "prototypes": 32, "hidden": 16, "bottleneck": 8}
 SMALL |= {"embedding": 16, "text_width": 16, "text_depth": 2, "text_heads": 2, "length": 12, "vocabulary": 600}
 SAID = [("a dog",), ("a red cat", "a cat"), ("the sea",)]
-COMMAND = {"data", "out", "device", "preset", "resume", "image_size"}
+COMMAND = {"data", "out", "device", "preset", "resume", "image_size", "start"}
 
 
 def options_of(name):

@@ -17,8 +17,9 @@ from minissl.encoders import make_encoder
 from minissl.errors import InputError
 from minissl.method import Batch, Tokens
 from minissl.methods.pretext import Pretext, hide, masked_pixel_loss, rotate_four
+from minissl.patches import patchify, unpatchify
 from minissl.train import TrainConfig
-from minissl.vit import ViT, patchify, unpatchify
+from minissl.vit import ViT
 from tests.golden import tiny_vit, wave
 from tests.test_contract import fake_steps, move
 

@@ -4,8 +4,10 @@ import json
 from dataclasses import asdict
 
 import pytest
+import torch
+import torch.nn.functional as F
 
-from minissl import checkpoint, runs
+from minissl import checkpoint, pretrained, runs
 from minissl.__main__ import parse_run
 from minissl.errors import InputError
 from minissl.machine import Plan
@@ -25,3 +27,27 @@ def test_a_run_from_before_an_option_of_its_encoder_goes_on(tmp_path):
     assert len(deeper.build().encoder.blocks) == 3
     with pytest.raises(InputError, match="depth 0, not 3"):
         runs.check_folder(deeper, tmp_path, resume=True)
+
+
+def test_a_run_begins_where_another_ended_at_another_size(tmp_path):
+    """A last phase at high resolution: the same weights, positions resampled, teacher and heads included."""
+    words = ["dinov2", "--device", "cpu", "--preset", "cpu"]
+    before, _ = parse_run([*words, "--size", "32"])
+    after, _ = parse_run([*words, "--size", "64", "--start", "x"])
+    assert after.start == "x"
+    first, second = before.build(), after.build()
+    with torch.no_grad():
+        for p in first.parameters():
+            p.add_(torch.randn_like(p) * 0.01)
+    state = {f"method.{name}": t for name, t in first.state_dict().items()}
+    checkpoint.save_tensors(tmp_path / "checkpoint.safetensors", state, {"step": 1})
+    pretrained.begin_from(tmp_path, second)
+    for (name, old), new in zip(first.state_dict().items(), second.state_dict().values()):
+        if not name.endswith("pos_embed"):
+            assert torch.equal(old, new), name
+    assert second.encoder.pos_embed.shape == (1, 1 + 64, 128)
+    images = torch.rand(2, 3, 64, 64)
+    near = F.cosine_similarity(first.encoder.eval()(images).cls, second.encoder.eval()(images).cls)
+    assert near.min() > 0.99  # the first resamples its positions on the way
+    with pytest.raises(InputError, match="another method or another encoder"):
+        pretrained.begin_from(tmp_path, parse_run(["dino", "--device", "cpu", "--preset", "cpu"])[0].build())

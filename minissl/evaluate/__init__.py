@@ -5,6 +5,7 @@ from minissl.evaluate.classify import knn, linear_probe
 from minissl.evaluate.destroy import what_survives
 from minissl.evaluate.features import extract, fine_patches, rank_me
 from minissl.evaluate.few_labels import few, few_labels, fine_tune
+from minissl.evaluate.segment import at_patches, correspondence, mean_iou, segment
 from minissl.evaluate.spread import alignment, spread, uniformity
 from minissl.evaluate.zero_shot import (
     class_vectors,
@@ -17,9 +18,11 @@ from minissl.evaluate.zero_shot import (
 
 __all__ = [
     "alignment",
+    "at_patches",
     "attention_iou",
     "attention_share",
     "class_vectors",
+    "correspondence",
     "extract",
     "few",
     "few_labels",
@@ -30,9 +33,11 @@ __all__ = [
     "knn",
     "linear_probe",
     "mass_mask",
+    "mean_iou",
     "pointing",
     "rank_me",
     "retrieval",
+    "segment",
     "sentence_vectors",
     "spread",
     "uniformity",

@@ -55,7 +55,7 @@ def fine_patches(encoder: nn.Module, images: Tensor, size: int, stride: int = 2)
         encoder: images -> Tokens, in evaluation mode.
         images: (B, 3, H, W) uint8.
         size: pixels a side the encoder sees; up to twice that of its training looks true.
-        stride: pixels between two vectors; divides the patch.
+        stride: pixels between two vectors; divides the patch; 0 for the largest that gives 16 vectors a side.
 
     Returns:
         (B, size / stride, size / stride, D).
@@ -65,6 +65,7 @@ def fine_patches(encoder: nn.Module, images: Tensor, size: int, stride: int = 2)
     """
     ((_, _, still),) = moved(images[:1], size, 0, [0])
     patch = size // encoder(still).patches.shape[2]
+    stride = stride or next(s for s in range(patch, 0, -1) if s == 1 or (patch % s == 0 and size // s >= 16))
     if patch % stride:
         raise InputError(f"A stride of {stride} pixels does not divide a patch of {patch}; give one that does.")
     copies = moved(images, size, patch, range(stride // 2, patch, stride))

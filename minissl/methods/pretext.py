@@ -16,8 +16,8 @@ from minissl.augment import flip, grey, normalize, random_resized_crop
 from minissl.color import annealed_mean, gamut, lab_to_rgb, nearest_bins, rarity, rgb_to_lab
 from minissl.errors import InputError
 from minissl.method import Batch
+from minissl.patches import patchify, unpatchify
 from minissl.transformer import Block
-from minissl.vit import patchify, unpatchify
 
 
 def rotate_four(images: Tensor) -> tuple[Tensor, Tensor]:
