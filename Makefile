@@ -62,7 +62,7 @@ pretext: $(READY)  ## colorization and masked patches (20 minutes, runs/pretext)
 simclr: $(READY)  ## contrast of two views (10 minutes, runs/simclr)
 	$(PYTHON) -m minissl train simclr --data $(DATA) --out runs/simclr --resume $(OPTIONS)
 
-dino: $(READY)  ## the longer DINO that chapter 3.3 loads, its emergence and the collapse lab (an hour and a half, runs/dino)
+dino: $(READY)  ## the longer DINO that chapter 3.3 loads, its emergence and the collapse lab (an hour, runs/dino)
 	$(PYTHON) -m minissl train dino --batch_size 128 --minutes 0 --out runs/dino --resume
 	$(PYTHON) -m tests.benchmarks.emergence dino --minutes 0 --epochs 20 --film runs/emergence.safetensors
 	$(PYTHON) -m tests.benchmarks.collapse --out runs/collapse.jsonl
