@@ -64,11 +64,7 @@ def score(encoder: nn.Module, train_set: Images, test_set: Images, size: int, po
     for name, factor in train_set.factors.items():
         labels, truth = factor.labels.to(tests.device), test_set.factors[name].labels.to(tests.device)
         metrics[f"linear_{name}"] = accuracy(linear_probe(features, labels, tests), truth)
-    if test_set.masks is not None:
-        metrics |= score_attention(encoder, test_set.some(500), size)
-        if test_set.labels is not None:
-            metrics |= score_patches(encoder, train_set.some(300), test_set.some(300), size)
-    return metrics
+    return metrics | (score_attention(encoder, test_set.some(500), size) if test_set.masks is not None else {})
 
 
 def few_score(features: Tensor, labels: Tensor, tests: Tensor, truth: Tensor, draws: int = 3) -> float:

@@ -42,7 +42,10 @@ def climb(row: str, seed: int, minutes: float, data: str) -> dict[str, float]:
     steps, start = train.plan(method, images, config).steps, time.perf_counter()
     train.learn(method, images, config, steps)
     seconds = time.perf_counter() - start
-    found = scores.score(method.encoder.eval(), images, run.images("test"), run.size)
+    test, encoder = run.images("test"), method.encoder.eval()
+    found = scores.score(encoder, images, test, run.size)
+    if test.masks is not None:
+        found |= scores.score_patches(encoder, images.some(300), test.some(300), run.size)
     speed = {"images_per_second": steps * config.batch_size / seconds, "minutes": seconds / 60}
     return {name: found[name] for name in KEPT if name in found} | speed
 
