@@ -39,7 +39,8 @@ def segment(known: Tensor, masks: Tensor, asked: Tensor, way: str = "linear", mo
     rows = (truth != IGNORED).nonzero()[:, 0]
     rows = rows[torch.arange(min(most, len(rows))) * len(rows) // min(most, len(rows))]  # evenly spaced
     x, labels = known.flatten(0, 2)[rows], truth[rows]
-    ask = {"linear": partial(linear_probe, strength=0.01), "knn": knn}[way]  # patches are many and much alike
+    strength = min(1.0, 200 / len(x))  # patches are many and much alike: the penalty grows with their number
+    ask = {"linear": partial(linear_probe, strength=strength), "knn": knn}[way]
     return ask(x, labels, asked.flatten(0, 2)).unflatten(0, asked.shape[:3])
 
 
