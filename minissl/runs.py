@@ -74,10 +74,14 @@ def read(out: Path) -> tuple[Run, Plan]:
     if not path.is_file():
         raise InputError(f"{out} holds no run; train one with --out {out}.")
     content = json.loads(path.read_text(encoding="utf-8"))
-    # A run from before its encoder had some choice was made as the default makes it, and may be gone on with.
-    choices = {name: choice.default for name, choice in signature(make_encoder).parameters.items()}
-    content["run"]["encoder"] = choices | content["run"]["encoder"]
-    return Run(**content["run"]), Plan(**content["plan"])
+    # A run from before there was some option was made as its default makes it, and may be gone on with.
+    run = Run(**content["run"])
+    encoder, options = (_defaults(maker) for maker in (make_encoder, find(run.method)))
+    return replace(run, encoder=encoder | run.encoder, options=options | run.options), Plan(**content["plan"])
+
+
+def _defaults(maker: Any) -> dict[str, Any]:
+    return {name: p.default for name, p in signature(maker).parameters.items() if p.default is not p.empty}
 
 
 def check_folder(run: Run, out: Path, resume: bool) -> None:

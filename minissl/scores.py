@@ -118,9 +118,8 @@ def score_patches(encoder: nn.Module, train_set: Images, test_set: Images, size:
 
 def pixel_classes(images: Images) -> dict[str, Tensor]:
     """Questions about every pixel, and their answers (N, H, W)."""
-    labels, masks = images.labels.cpu()[:, None, None], images.masks.cpu().long()
-    parts = int(masks.max())
-    found = {"object": torch.where(masks > 0, 1 + labels, 0), "part": torch.where(masks > 0, labels * parts + masks, 0)}
+    labels, masks = images.labels.cpu()[:, None, None], images.masks.cpu().long()  # masks were uint8: 256 parts at most
+    found = {"object": torch.where(masks > 0, 1 + labels, 0), "part": torch.where(masks > 0, labels * 256 + masks, 0)}
     if "place" in images.factors:
         place = images.factors["place"].labels.cpu()[:, None, None]
         found["place"] = torch.where(masks > 0, IGNORED, place)

@@ -1,7 +1,7 @@
 """A run's folder outlives the options that come after it."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -18,10 +18,11 @@ def test_a_run_from_before_an_option_of_its_encoder_goes_on(tmp_path):
     plan = Plan(10, 0.1, 0)
     checkpoint.write_json(tmp_path / "config.json", {"run": asdict(run), "plan": asdict(plan)})
     content = json.loads((tmp_path / "config.json").read_text())
-    del content["run"]["encoder"]["depth"]
+    del content["run"]["encoder"]["depth"], content["run"]["options"]["stop_gradient"], content["run"]["start"]
     checkpoint.write_json(tmp_path / "config.json", content)
     found, _ = runs.read(tmp_path)
-    assert found.encoder == run.encoder
+    assert found == replace(run, options=found.options)
+    assert found.options["stop_gradient"] is True
     runs.check_folder(run, tmp_path, resume=True)
     deeper, _ = parse_run(["dino", "--device", "cpu", "--preset", "cpu", "--encoder.depth", "3"])
     assert len(deeper.build().encoder.blocks) == 3

@@ -30,7 +30,7 @@ def segment(known: Tensor, masks: Tensor, asked: Tensor, way: str = "linear", mo
         masks: (N, H, W) int64 classes, IGNORED where nothing is asked.
         asked: (M, h, w, D).
         way: "linear", a classifier on the patches, or "knn", their 20 nearest neighbours.
-        most: patches that are looked at; of more, every so manieth.
+        most: known patches that are used; of more, so many, evenly spaced.
 
     Returns:
         (M, h, w) int64.

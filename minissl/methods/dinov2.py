@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from minissl.balance import koleo, sinkhorn_knopp
 from minissl.errors import InputError
-from minissl.masking import block_masks as block_masks
+from minissl.masking import block_masks as block_masks  # also known by this name
 from minissl.masking import hide_in_some
 from minissl.method import Batch
 from minissl.methods.dino import DINOHead, center_and_sharpen, cross_view_entropy, update_center
@@ -80,7 +80,7 @@ class DINOv2(nn.Module):
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # What learns in minutes on two cores; see DINO's preset for what is alike.
+        # DINO's preset, and a head of the patches' own; not tuned yet.
         "cpu": {
             "encoder.name": "nano",
             "encoder.patch_size": 8,
@@ -106,7 +106,7 @@ class DINOv2(nn.Module):
             "lr": 2e-3,
             "minutes": 8.0,
         },
-        # ViT-S of the paper's short recipe (ImageNet-1k, 32 GPUs) on one GPU.
+        # ViT-S by the authors' short recipe (ImageNet-1k, 32 GPUs) on one GPU, with the registers that came later.
         "gpu": {
             "encoder.name": "small",
             "encoder.drop_path": 0.1,  # 0.3 in the paper, of a ViT-L

@@ -85,6 +85,7 @@ def draw_loss(axis: Any, lines: Sequence[Mapping[str, float]], prototypes: int) 
 
 
 def draw_lines(axis: Any, steps: Sequence[int], lines: Mapping[str, Sequence[float]]) -> None:
+    """Lines by their names, in the course's colours."""
     for color, (name, values) in zip(COLORS, lines.items()):
         axis.plot(steps, values, color=color, label=name, linewidth=1.5)
     axis.grid(alpha=0.25)

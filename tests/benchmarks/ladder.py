@@ -1,6 +1,6 @@
-"""From DINO to DINOv2, one difference at a time: the same encoder, data and minutes. `make ladder` runs it.
+"""From DINO to DINOv2, one difference at a time: the same encoder, data and minutes.
 
-Each row is a command line; all are measured alike, by `scores.score`. The numbers are written after each run, and what
+Each row is a command line; all are measured alike, by `scores`. The numbers are written after each run, and what
 is there is not run again: the ladder goes on where it was stopped.
 
     python -m tests.benchmarks.ladder [--minutes 5] [--seeds 0 1 2] [--data scenes] [--out runs/ladder.json]
