@@ -164,7 +164,9 @@ def test_a_wrong_file_put_there_by_hand_is_said_and_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [CONTENT[:4000], packed({"other/a.txt": b""}), packed({"set/a.txt": b"", "../evil": b""}), b"no archive"]
+    "content",
+    [CONTENT[:4000], packed({"other/a.txt": b""}), packed({"set/a.txt": b"", "../evil": b""}), b"no archive"],
+    ids=["cut off", "another folder", "outside the folder", "no archive"],  # an archive's bytes hold the time
 )
 def test_what_cannot_be_unpacked_leaves_nothing(tmp_path, content):
     file = tmp_path / "in" / "set.tar.gz"
