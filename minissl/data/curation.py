@@ -16,6 +16,25 @@ from torch import Tensor
 BLOCK = 2048  # images compared with all at a time
 
 
+def thumbnails(images: Tensor, side: int = 8) -> Tensor:
+    """Vectors that a copy keeps, a mirrored one too: small thumbnails, less the mean of each colour, of length one.
+
+    Features that were trained to tell kinds of things from each other say of many pictures that they are the same;
+    which picture was copied is told better by its few largest patches of colour.
+
+    Args:
+        images: (N, 3, H, W) uint8.
+        side: pixels a side that are left.
+
+    Returns:
+        (N, 2 * 3 * side * side): what a thumbnail and its mirror image have in common, and how much they differ.
+    """
+    small = F.interpolate(images.float() / 255, (side, side), mode="bicubic", antialias=True)
+    small = F.normalize((small - small.mean(dim=(2, 3), keepdim=True)).flatten(1), dim=-1).view_as(small)
+    mirrored = small.flip(-1)
+    return torch.cat([(small + mirrored).flatten(1), (small - mirrored).abs().flatten(1)], dim=-1)
+
+
 def nearest(features: Tensor, others: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """For each of (N, D) the cosines with its k nearest among `others` (S, D), and their numbers, both (N, k)."""
     features, others = F.normalize(features, dim=-1), F.normalize(others, dim=-1)

@@ -89,8 +89,10 @@ def masks_figure(images: Tensor, maps: Tensor, masks: Tensor, mass: float = 0.6)
     return figure
 
 
-def film_figure(images: Tensor, films: Tensor, names: Sequence[str]) -> Figure:
-    """A row for each image: itself, then what was looked at, moment by moment.
+def film_figure(
+    images: Tensor, films: Tensor, names: Sequence[str], title: str = "Attention while it is learnt"
+) -> Figure:
+    """A row for each image: itself, then what was looked at, moment by moment, or block by block.
 
     Black is no attention and the brightest is the most of that map, so attention that is even is a bright square.
 
@@ -98,9 +100,10 @@ def film_figure(images: Tensor, films: Tensor, names: Sequence[str]) -> Figure:
         images: (n, 3, H, W) uint8.
         films: (T, n, h, w), uint8 or float, one map a moment and image.
         names: of the T moments, as in "step 64".
+        title: over the figure.
     """
     columns = [("image", images), *((name, maps) for name, maps in zip(names, films))]
-    return picture_grid(columns, "Attention while it is learnt", limits=(0, None))
+    return picture_grid(columns, title, limits=(0, None))
 
 
 def frame_figure(images: Tensor, maps: Tensor, title: str = "") -> Figure:

@@ -1,0 +1,124 @@
+"""A pool as one finds it, and what is chosen from it: what does each step of curation do for the features?
+
+From 20,000 pictures, many of them copies, many of nothing, most of two kinds, 3,000 are chosen in several ways, and
+DINOv2 learns from each choice for the same minutes. All are measured on Scenes, which no choice has seen. What is
+needed of a picture to choose it comes from the pool too: SimCLR, which trains on all of it first. The chosen set that
+retrieval starts from is 200 scenes of the validation split, without their labels.
+
+    python -m tests.benchmarks.curation [--minutes 4] [--seeds 0 1 2] [--arms ...] [--out runs/curation.json]
+"""
+
+import argparse
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from minissl import checkpoint, scores, train
+from minissl.__main__ import parse_run
+from minissl.data import Images, Scenes
+from minissl.data.curation import balanced, clusters, copies, retrieved, thumbnails
+from minissl.data.pool import TOPICS, Pool
+from minissl.evaluate import extract
+
+POOL, CHOSEN, KEPT = 20_000, 200, 3000
+COPY = 0.95  # cosine of two thumbnails, chosen on a pool of another seed
+GROUPS = 200
+ARMS = ("pool", "random", "without copies", "balanced", "retrieved", "random 300", "random 1000")
+
+
+def learn(words: list[str], images: Tensor) -> tuple[nn.Module, int]:
+    """Train a method on images, and give its encoder and the pixels it sees."""
+    run, _ = parse_run([*words, "--device", "cpu"])
+    data, method = Images(images), run.build()
+    config = train.TrainConfig(**run.loop)
+    config = replace(config, precision=train.choose_precision(config.precision, torch.device("cpu")))
+    train.learn(method, data, config, train.plan(method, data, config).steps)
+    return method.encoder.eval(), run.size
+
+
+def choose(arm: str, pool: Pool, features: Tensor, chosen: Tensor, kept: Tensor, seed: int) -> Tensor:
+    """Rows of the pool.
+
+    Args:
+        arm: one of ARMS; each step but retrieval goes on from the one before.
+        features: (N, D) of the pool.
+        chosen: (S, D) of the chosen set.
+        kept: rows that are left without copies.
+        seed: of the draws.
+    """
+    chance = torch.Generator().manual_seed(seed)
+    if arm == "pool":
+        return torch.arange(len(pool))
+    if arm == "without copies":
+        return kept[torch.randperm(len(kept), generator=chance)[:KEPT]]
+    if arm == "balanced":
+        return kept[balanced(clusters(features[kept], GROUPS, seed), KEPT, seed)]
+    if arm == "retrieved":
+        return kept[retrieved(features[kept], chosen, KEPT)]
+    n = int(arm.removeprefix("random") or KEPT)
+    return torch.randperm(len(pool), generator=chance)[:n]
+
+
+def describe(pool: Pool, rows: Tensor) -> dict[str, float]:
+    """What was chosen: how much of it shows nothing or repeats another, and how evenly the kinds are in it."""
+    origin, shown = pool.origin[rows], pool.topic[rows] == 0
+    share = torch.bincount(pool.labels[rows][shown], minlength=len(pool.classes)) / shown.sum()
+    kinds = torch.special.entr(share).sum().exp()
+    repeats = 1 - len(origin.unique()) / len(rows)
+    return {
+        "images": len(rows),
+        "of nothing": 1 - float(shown.float().mean()),
+        "repeats": repeats,
+        "kinds": float(kinds),
+    }
+
+
+def found_copies(pool: Pool, first: Tensor) -> dict[str, float]:
+    """Precision and recall of what is removed, of all pictures and of those that show a scene."""
+    removed, true = first != torch.arange(len(pool)), pool.origin != torch.arange(len(pool))
+    scene, found = pool.topic == TOPICS.index("scene"), {}
+    for name, here in (("", torch.ones_like(scene)), ("_scenes", scene)):
+        hit = float((removed & true & here).sum())
+        found[f"precision{name}"] = hit / float((removed & here).sum())
+        found[f"recall{name}"] = hit / float((true & here).sum())
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--out", type=Path, default=Path("runs/curation.json"))
+    asked = parser.parse_args()
+    pool = Pool(POOL)
+    guide, size = learn(["simclr", "--minutes", str(asked.minutes)], pool.images)
+    features, chosen = (extract(guide, x, size) for x in (pool.images, Scenes("val", n=CHOSEN).images))
+    first = copies(thumbnails(pool.images), COPY)
+    kept = (first == torch.arange(len(pool))).nonzero()[:, 0]
+    done = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"arms": {}}
+    done |= {"copies": found_copies(pool, first), "minutes": asked.minutes}
+    print(done["copies"], flush=True)
+    known, test = (parse_run(["dinov2"])[0].images(split) for split in ("train", "test"))
+    for seed in asked.seeds:
+        for arm in asked.arms:
+            here = done["arms"].setdefault(arm, {})
+            if str(seed) not in here:
+                rows = choose(arm, pool, features, chosen, kept, seed)
+                words = ["dinov2", "--minutes", str(asked.minutes), "--seed", str(seed)]
+                encoder, its_size = learn(words, pool.images[rows])
+                here[str(seed)] = describe(pool, rows) | scores.watch(encoder, known, test, its_size)
+                checkpoint.write_json(asked.out, done)
+                print(arm, seed, here[str(seed)], flush=True)
+    for arm, found in done["arms"].items():
+        knn = [one["knn"] for one in found.values()]
+        print(f"{arm:16} k-NN {statistics.mean(knn):.3f} ± {statistics.pstdev(knn):.3f}")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
