@@ -80,7 +80,7 @@ class DINOv2(nn.Module):
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # DINO's preset, and a head of the patches' own; not tuned yet.
+        # DINO's preset, and hidden patches.
         "cpu": {
             "encoder.name": "nano",
             "encoder.patch_size": 8,
@@ -93,13 +93,13 @@ class DINOv2(nn.Module):
             "global_scale": (0.5, 1.0),
             "local_scale": (0.25, 0.6),
             "prototypes": 256,
-            "patch_prototypes": 256,
             "hidden": 256,
             "bottleneck": 64,
             "batch_norm": True,
             "teacher_temperature": 0.02,
             "warmup_temperature": 0.02,
             "koleo": 0.3,
+            "ibot": 0.2,  # 1 in the paper: here it takes from the image and gives the patches nothing
             "momentum": 0.95,
             "slower": (1.0, 1.0),
             "batch_size": 64,

@@ -17,13 +17,14 @@ import torch
 
 from minissl import checkpoint, scores, train
 from minissl.__main__ import parse_run
+from minissl.data import Images
 
 ROWS = {
     "DINO": "dino --sinkhorn 0 --koleo 0 --teacher_temperature 0.04 --warmup_temperature 0.04",
     "+ Sinkhorn-Knopp": "dino --koleo 0",
     "+ KoLeo": "dino",
     "+ hidden patches": "dinov2",
-    "one head for both": "dinov2 --patch_prototypes 0",
+    "two heads": "dinov2 --patch_prototypes 256",
     "+ registers": "dinov2 --encoder.registers 4",
     "+ LayerScale": "dinov2 --encoder.layer_scale 0.1",
     "+ SwiGLU": "dinov2 --encoder.gated true",
@@ -32,21 +33,18 @@ KEPT = ("knn", "linear", "linear_color", "linear_action", "linear_place", "miou_
 KEPT += ("correspondence", "attention_head_iou", "rank_me")
 
 
-def climb(row: str, seed: int, minutes: float, data: str) -> dict[str, float]:
+def climb(row: str, seed: int, minutes: float, images: Images, test: Images) -> dict[str, float]:
     """Train one row from one seed, and measure its encoder."""
-    words = [*ROWS[row].split(), "--device", "cpu", "--seed", str(seed), "--minutes", str(minutes), "--data", data]
-    run, _ = parse_run(words)
-    images, method = run.images("train"), run.build()
-    config = train.TrainConfig(**run.loop)
+    run, _ = parse_run([*ROWS[row].split(), "--device", "cpu", "--seed", str(seed), "--minutes", str(minutes)])
+    config, method = train.TrainConfig(**run.loop), run.build()
     config = replace(config, precision=train.choose_precision(config.precision, torch.device("cpu")))
-    steps, start = train.plan(method, images, config).steps, time.perf_counter()
+    steps, start = train.plan(method, images, config).steps, time.process_time()
     train.learn(method, images, config, steps)
-    seconds = time.perf_counter() - start
-    test, encoder = run.images("test"), method.encoder.eval()
+    seconds, encoder = time.process_time() - start, method.encoder.eval()
     found = scores.score(encoder, images, test, run.size)
     if test.masks is not None:
         found |= scores.score_patches(encoder, images.some(300), test.some(300), run.size)
-    speed = {"images_per_second": steps * config.batch_size / seconds, "minutes": seconds / 60}
+    speed = {"images_per_second": steps * config.batch_size / seconds, "minutes": seconds / 60}  # of the CPU
     return {name: found[name] for name in KEPT if name in found} | speed
 
 
@@ -59,11 +57,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/ladder.json"))
     asked = parser.parse_args()
     done = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"rows": {}}
+    images, test = (parse_run(["dinov2", "--data", asked.data])[0].images(split) for split in ("train", "test"))
     for seed in asked.seeds:
         for row in asked.rows:
             here = done["rows"].setdefault(row, {})
             if str(seed) not in here:
-                here[str(seed)] = climb(row, seed, asked.minutes, asked.data)
+                here[str(seed)] = climb(row, seed, asked.minutes, images, test)
                 checkpoint.write_json(asked.out, done | {"minutes": asked.minutes, "data": asked.data})
                 print(row, seed, here[str(seed)], flush=True)
     for row, found in done["rows"].items():
