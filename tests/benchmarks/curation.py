@@ -104,8 +104,8 @@ def main() -> None:
     done |= {"copies": found_copies(pool, first), "minutes": asked.minutes}
     print(done["copies"], flush=True)
     known, test = (parse_run(["dinov2"])[0].images(split) for split in ("train", "test"))
-    for seed in asked.seeds:
-        for arm in asked.arms:
+    for arm in asked.arms:
+        for seed in asked.seeds:
             here = done["arms"].setdefault(arm, {})
             if str(seed) not in here:
                 rows = choose(arm, pool, features, chosen, kept, seed)
