@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score
 
-from minissl.data.curation import balanced, clusters, copies, nearest, retrieved
+from minissl.data.curation import balanced, clusters, copies, nearest, retrieved, thumbnails
+from minissl.data.pool import Pool
 
 
 def by_loops(features, threshold):
@@ -73,3 +74,22 @@ def test_what_is_like_the_chosen_comes_first():
     assert sorted(retrieved(pool, torch.eye(4)[:2], 100).tolist()) == list(range(100))  # all, when all are asked for
     first = retrieved(pool, torch.eye(4)[:2], 2)
     assert {int(row) % 2 for row in first} == {0, 1}  # each of the chosen has had its nearest
+
+
+def test_a_thumbnail_is_the_same_mirrored_and_lighter():
+    torch.manual_seed(0)
+    images = torch.randint(30, 180, (6, 3, 16, 16), dtype=torch.uint8)
+    ours = thumbnails(images)
+    assert ours.shape == (6, 2 * 3 * 8 * 8)
+    torch.testing.assert_close(thumbnails(images.flip(-1)), ours, atol=1e-5, rtol=0)
+    lighter = (images.float() * 1.2).round().to(torch.uint8)
+    assert F.cosine_similarity(thumbnails(lighter), ours).min() > 0.99
+    assert F.cosine_similarity(ours, ours.roll(1, 0)).max() < 0.9
+
+
+def test_copies_in_a_pool_are_found():
+    pool = Pool(400)
+    removed = copies(thumbnails(pool.images), 0.95) != torch.arange(400)
+    true, scene = pool.origin != torch.arange(400), pool.topic == 0
+    assert true[removed & scene].float().mean() > 0.9  # precision
+    assert removed[true & scene].float().mean() > 0.5  # recall

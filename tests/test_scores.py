@@ -5,7 +5,10 @@ import torch
 
 from minissl import evaluate
 from minissl.data import Images
-from minissl.scores import score_attention
+from minissl.data.images import Factor
+from minissl.evaluate.segment import IGNORED
+from minissl.method import Tokens
+from minissl.scores import pixel_classes, score_attention, score_patches
 
 
 class Heads:
@@ -45,3 +48,52 @@ def test_what_is_said_of_attention_equals_its_parts():
 
 def test_one_image_is_enough():
     assert score_attention(Heads(), objects(["left"]), 16)["attention_pointing"] == 1
+
+
+class Mirror:
+    """An encoder whose patch is its mean colour, and one number that is always the same."""
+
+    training = False
+
+    def __call__(self, images):
+        patches = torch.nn.functional.avg_pool2d(images, 4).permute(0, 2, 3, 1)
+        return Tokens(images.mean((2, 3)), torch.cat([patches, torch.ones_like(patches[..., :1])], dim=-1))
+
+
+def painted(n, places=2):
+    """Colours say what is where: the ground which place, the object which kind, its parts their number."""
+    torch.manual_seed(0)
+    masks, labels, place = torch.zeros(n, 16, 16, dtype=torch.uint8), torch.arange(n) % 2, torch.arange(n) // 2 % places
+    masks[:, 4:8, 4:12], masks[:, 8:12, 4:12] = 1, 2
+    images = torch.zeros(n, 3, 16, 16, dtype=torch.uint8)
+    images[:, 0] = torch.where(masks > 0, 0, 250 * place[:, None, None]).to(torch.uint8)
+    images[:, 1] = torch.where(masks > 0, 100 + 150 * labels[:, None, None], 0).to(torch.uint8)
+    images[:, 2] = (120 * masks).to(torch.uint8)
+    factors = {"place": Factor(place, ("here", "there"), ())}
+    return Images(images, labels, ("a", "b"), masks, factors=factors)
+
+
+def test_patches_that_show_all_are_scored_so():
+    found = score_patches(Mirror(), painted(16), painted(8), 16)
+    assert set(found) == {"miou_object", "miou_part", "miou_place", "correspondence"}
+    assert min(found[f"miou_{question}"] for question in ("object", "part", "place")) > 0.6  # blurred at the edges
+    assert found["correspondence"] > 0.7
+
+
+def test_patches_that_show_nothing_are_scored_so():
+    class Blind(Mirror):
+        def __call__(self, images):
+            tokens = super().__call__(images)
+            return Tokens(tokens.cls, torch.ones_like(tokens.patches))
+
+    found = score_patches(Blind(), painted(16), painted(8), 16)
+    assert found["miou_object"] < 0.35  # background everywhere: one class of three, and not all of it
+    assert found["miou_part"] < 0.2
+
+
+def test_pixels_are_numbered_alike_in_every_set():
+    few, many = painted(2), painted(8)
+    few.masks[few.masks == 2] = 1  # its largest part is another
+    answers = pixel_classes(few)["part"].unique(), pixel_classes(many)["part"].unique()
+    assert set(answers[0].tolist()) < set(answers[1].tolist())
+    assert set(pixel_classes(many)["place"].unique().tolist()) == {IGNORED, 0, 1}
