@@ -21,7 +21,7 @@ OPTIONS ?=
 FOLDER ?=
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino lab test test-fast check format calibration arena bench-views clean
+.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino dinov2 lab test test-fast check format calibration arena bench-views clean
 
 help:  ## this list
 	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
@@ -66,6 +66,11 @@ dino: $(READY)  ## the longer DINO that chapter 3.3 loads, its emergence and the
 	$(PYTHON) -m minissl train dino --batch_size 128 --minutes 0 --out runs/dino --resume
 	$(PYTHON) -m tests.benchmarks.emergence dino --minutes 0 --epochs 20 --film runs/emergence.safetensors
 	$(PYTHON) -m tests.benchmarks.collapse --out runs/collapse.jsonl
+
+dinov2: $(READY)  ## the longer DINOv2 that chapter 3.4 loads, its ladder and what curation does (4 hours, runs/dinov2)
+	$(PYTHON) -m minissl train dinov2 --batch_size 128 --minutes 12 --out runs/dinov2 --resume
+	$(PYTHON) -m tests.benchmarks.ladder
+	$(PYTHON) -m tests.benchmarks.curation --minutes 3
 
 lab: $(READY)  ## open JupyterLab on the chapters
 	$(PYTHON) -m jupyterlab chapters

@@ -27,7 +27,17 @@ from minissl.evaluate import extract
 POOL, CHOSEN, KEPT = 20_000, 200, 3000
 COPY = 0.95  # cosine of two thumbnails, chosen on a pool of another seed
 GROUPS = 200
-ARMS = ("pool", "random", "without copies", "balanced", "retrieved", "random 300", "random 1000")
+ARMS = (
+    "random",
+    "retrieved",
+    "balanced",
+    "true scenes",
+    "true kinds",
+    "without copies",
+    "random 300",
+    "random 1000",
+    "pool",
+)
 
 
 def learn(words: list[str], images: Tensor) -> tuple[nn.Module, int]:
@@ -44,7 +54,8 @@ def choose(arm: str, pool: Pool, features: Tensor, chosen: Tensor, kept: Tensor,
     """Rows of the pool.
 
     Args:
-        arm: one of ARMS; each step but retrieval goes on from the one before.
+        arm: one of ARMS; those with "true" use what is known of the pool: scenes without copies, and all kinds alike.
+            No curation can do better, so they say what there is to be won.
         features: (N, D) of the pool.
         chosen: (S, D) of the chosen set.
         kept: rows that are left without copies.
@@ -55,6 +66,12 @@ def choose(arm: str, pool: Pool, features: Tensor, chosen: Tensor, kept: Tensor,
         return torch.arange(len(pool))
     if arm == "without copies":
         return kept[torch.randperm(len(kept), generator=chance)[:KEPT]]
+    if arm.startswith("true"):
+        good = ((pool.topic == 0) & (pool.origin == torch.arange(len(pool)))).nonzero()[:, 0]
+        if arm == "true scenes":
+            return good[torch.randperm(len(good), generator=chance)[:KEPT]]
+        kinds = pool.labels[good]
+        return good[torch.multinomial(1 / torch.bincount(kinds)[kinds].double(), KEPT, generator=chance)]
     if arm == "balanced":
         return kept[balanced(clusters(features[kept], GROUPS, seed), KEPT, seed)]
     if arm == "retrieved":
