@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from minissl.evaluate import attention_iou, fine_attention, mass_mask
-from minissl.visualize import bars_figure, film_figure, frame_figure, layers_figure, masks_figure, picture_grid
+from minissl.visualize import (
+    bars_figure,
+    film_figure,
+    frame_figure,
+    layers_figure,
+    masks_figure,
+    picture_grid,
+    points_figure,
+)
 from minissl.visualize.attention import HIT, MISSED, WRONG
 from tests.golden import tiny_vit
 
@@ -115,3 +123,22 @@ def test_bars_are_shares_of_whatever_is_said():
     assert [bar.get_height() for bar in axis.patches] == [25, 50, 100, 0]
     assert [line.get_ydata()[0] for line in axis.lines] == [10, 10]
     assert bars_figure(rows, "t").axes[0].get_ylabel() == "right answers (%)"
+
+
+def test_bars_have_room_for_the_highest_share_asked_for():
+    rows = {"a": {"x": 0.1, "y": 0.2}}
+    assert bars_figure(rows, "t").axes[0].get_ylim() == (0, 112)
+    small = bars_figure(rows, "t", highest=0.25, width=0.5)
+    assert small.axes[0].get_ylim() == (0, 28)
+    assert small.get_size_inches()[0] == pytest.approx(2.6)
+
+
+def test_points_have_their_numbers_and_pushes():
+    points = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+    figure = points_figure({"still": points, "pushed": points}, {"pushed": torch.tensor([[0.0, 0.5], [0.25, 0.0]])})
+    still, pushed = figure.axes
+    assert still.lines[1].get_xydata().tolist() == points.tolist()
+    assert [text.get_text() for text in still.texts] == ["1", "2"]
+    assert not still.collections
+    (arrows,) = pushed.collections
+    assert (arrows.U.tolist(), arrows.V.tolist()) == ([0.0, 0.25], [0.5, 0.0])
