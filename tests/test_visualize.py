@@ -13,6 +13,7 @@ from minissl.visualize import (
     masks_figure,
     picture_grid,
     points_figure,
+    seeds_figure,
 )
 from minissl.visualize.attention import HIT, MISSED, WRONG
 from tests.golden import tiny_vit
@@ -142,3 +143,17 @@ def test_points_have_their_numbers_and_pushes():
     assert not still.collections
     (arrows,) = pushed.collections
     assert (arrows.U.tolist(), arrows.V.tolist()) == ([0.0, 0.25], [0.5, 0.0])
+
+
+def test_every_seed_is_seen_beside_the_mean():
+    panels = {
+        "k": {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([5.0])},
+        "speed": {"a": torch.ones(2), "b": torch.ones(1)},
+    }
+    left, right = seeds_figure(panels, "t").axes
+    assert [bar.get_width() for bar in left.patches] == [2, 5]
+    assert [line.get_xdata().tolist() for line in left.lines if line.get_alpha() == 0.7] == [[1, 3], [5]]
+    (low, high) = left.collections[0].get_segments()[0][:, 0]
+    assert (low, high) == (1, 3)  # one deviation on either side
+    assert left.get_xlim()[0] == right.get_xlim()[0] == 0
+    assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b"]

@@ -7,7 +7,14 @@ from minissl.visualize.attention import (
     layers_figure,
     masks_figure,
 )
-from minissl.visualize.charts import answers_figure, bars_figure, lines_figure, matrices_figure, points_figure
+from minissl.visualize.charts import (
+    answers_figure,
+    bars_figure,
+    lines_figure,
+    matrices_figure,
+    points_figure,
+    seeds_figure,
+)
 from minissl.visualize.collapse import collapse_figure, lab_figure
 from minissl.visualize.curves import curves_figure
 from minissl.visualize.grid import found_figure, picture_grid
@@ -35,6 +42,7 @@ __all__ = [
     "pca_rgb",
     "picture_grid",
     "points_figure",
+    "seeds_figure",
     "similarity",
     "similarity_figure",
     "views_figure",

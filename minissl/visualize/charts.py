@@ -68,6 +68,30 @@ def bars_figure(
     return figure
 
 
+def seeds_figure(panels: Mapping[str, Mapping[str, Tensor]], title: str) -> Figure:
+    """Rows of bars, a panel for each number: the mean over seeds, its deviation, and a dot for every seed.
+
+    Args:
+        panels: what is measured -> row -> (seeds,); the panels have the same rows.
+        title: over the figure.
+    """
+    names = list(next(iter(panels.values())))
+    figure = Figure(figsize=(1.4 + 2.3 * len(panels), 0.3 * len(names) + 1), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (name, rows) in zip(axes, panels.items()):
+        means, spreads = ([float(f(x)) for x in rows.values()] for f in (torch.mean, lambda x: x.std(correction=0)))
+        axis.barh(range(len(names)), means, 0.7, xerr=spreads, color="#9db8d2", ecolor="black", capsize=2)
+        for place, x in enumerate(rows.values()):
+            axis.plot(x.tolist(), [place] * len(x), "o", markersize=3, color=COLORS[0], alpha=0.7)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlim(left=0)
+        axis.grid(axis="x", alpha=0.25)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
 def points_figure(panels: Mapping[str, Tensor], pushes: Mapping[str, Tensor] | None = None) -> Figure:
     """Points on and about the unit circle, side by side, numbered from 1.
 
