@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import jaccard_score
 
-from minissl.evaluate import at_patches, correspondence, mean_iou, segment
+from minissl.evaluate import at_patches, correspondence, mean_iou, mutual, segment
 from minissl.evaluate.segment import IGNORED
 
 
@@ -50,3 +50,16 @@ def test_correspondence_counts_parts_that_are_in_both():
     assert correspondence(a, b, parts_a, parts_b) == 1.0  # part 3 is not in b, and is not asked for
     b[0, 0, 0] = -torch.eye(4)[2]  # now nothing in b is like part 2
     assert correspondence(a, b, parts_a, parts_b) == 0.5
+
+
+def test_a_match_is_mutual_and_the_best_comes_first():
+    torch.manual_seed(0)
+    a, b = torch.randn(12, 4), torch.randn(9, 4)
+    cosines = [[float(torch.cosine_similarity(x, y, dim=0)) for y in b] for x in a]
+    expected = []
+    for i, row in enumerate(cosines):
+        j = row.index(max(row))
+        if row[j] == max(other[j] for other in cosines):
+            expected.append((-row[j], [i, j]))
+    assert len(expected) > 2
+    assert mutual(a, b).tolist() == [pair for _, pair in sorted(expected)]

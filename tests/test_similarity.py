@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from minissl.evaluate import fine_patches
-from minissl.visualize import neighbors_figure, similarity, similarity_figure
+from minissl.visualize import matches_figure, neighbors_figure, similarity, similarity_figure
+from minissl.visualize.attention import HIT, WRONG
 from tests.golden import tiny_vit
 
 
@@ -62,3 +63,20 @@ def test_neighbours_are_found_in_another_set():
     assert len(figure.axes) == 1 + 3
     assert int(shown(figure.axes[1])[0, 0, 0]) == 2
     assert int(shown(figure.axes[3])[0, 0, 0]) == 1
+
+
+def test_a_line_joins_the_middles_of_two_places():
+    a, b = torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.ones(2, 3, 16, 16, dtype=torch.uint8)
+    found = {"one": [torch.tensor([[0, 5], [15, 3]]), torch.tensor([[6, 6]])], "other": [torch.tensor([[4, 4]])] * 2}
+    right = {"one": [torch.tensor([True, False]), torch.tensor([True])], "other": [torch.tensor([False])] * 2}
+    figure = matches_figure(a, b, found, right, (4, 4), "t")
+    assert [axis.get_title() for axis in figure.axes[:2]] == ["one", "other"]
+    picture = shown(figure.axes[0])  # (16, 16 + 2 + 16, 3)
+    assert (picture[:, :16] == 0).all()
+    assert (picture[:, 18:] == 1).all()
+    assert [line.get_xydata().tolist() for line in figure.axes[0].lines] == [
+        [[1.5, 1.5], [18 + 5.5, 5.5]],
+        [[13.5, 13.5], [18 + 13.5, 1.5]],
+    ]
+    assert [line.get_color() for line in figure.axes[0].lines] == [HIT[1], WRONG[1]]
+    assert len(figure.axes[2].lines) == 1

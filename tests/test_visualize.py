@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from minissl.evaluate import attention_iou, fine_attention, mass_mask
-from minissl.visualize import bars_figure, film_figure, frame_figure, layers_figure, masks_figure, picture_grid
+from minissl.visualize import (
+    bars_figure,
+    film_figure,
+    frame_figure,
+    layers_figure,
+    masks_figure,
+    picture_grid,
+    points_figure,
+    seeds_figure,
+)
 from minissl.visualize.attention import HIT, MISSED, WRONG
 from tests.golden import tiny_vit
 
@@ -115,3 +124,36 @@ def test_bars_are_shares_of_whatever_is_said():
     assert [bar.get_height() for bar in axis.patches] == [25, 50, 100, 0]
     assert [line.get_ydata()[0] for line in axis.lines] == [10, 10]
     assert bars_figure(rows, "t").axes[0].get_ylabel() == "right answers (%)"
+
+
+def test_bars_have_room_for_the_highest_share_asked_for():
+    rows = {"a": {"x": 0.1, "y": 0.2}}
+    assert bars_figure(rows, "t").axes[0].get_ylim() == (0, 112)
+    small = bars_figure(rows, "t", highest=0.25, width=0.5)
+    assert small.axes[0].get_ylim() == (0, 28)
+    assert small.get_size_inches()[0] == pytest.approx(2.6)
+
+
+def test_points_have_their_numbers_and_pushes():
+    points = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
+    figure = points_figure({"still": points, "pushed": points}, {"pushed": torch.tensor([[0.0, 0.5], [0.25, 0.0]])})
+    still, pushed = figure.axes
+    assert still.lines[1].get_xydata().tolist() == points.tolist()
+    assert [text.get_text() for text in still.texts] == ["1", "2"]
+    assert not still.collections
+    (arrows,) = pushed.collections
+    assert (arrows.U.tolist(), arrows.V.tolist()) == ([0.0, 0.25], [0.5, 0.0])
+
+
+def test_every_seed_is_seen_beside_the_mean():
+    panels = {
+        "k": {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([5.0])},
+        "speed": {"a": torch.ones(2), "b": torch.ones(1)},
+    }
+    left, right = seeds_figure(panels, "t").axes
+    assert [bar.get_width() for bar in left.patches] == [2, 5]
+    assert [line.get_xdata().tolist() for line in left.lines if line.get_alpha() == 0.7] == [[1, 3], [5]]
+    (low, high) = left.collections[0].get_segments()[0][:, 0]
+    assert (low, high) == (1, 3)  # one deviation on either side
+    assert left.get_xlim()[0] == right.get_xlim()[0] == 0
+    assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b"]

@@ -5,7 +5,7 @@ from minissl.evaluate.classify import knn, linear_probe
 from minissl.evaluate.destroy import what_survives
 from minissl.evaluate.features import extract, fine_patches, rank_me
 from minissl.evaluate.few_labels import few, few_labels, fine_tune
-from minissl.evaluate.segment import at_patches, correspondence, mean_iou, segment
+from minissl.evaluate.segment import at_patches, correspondence, mean_iou, mutual, segment
 from minissl.evaluate.spread import alignment, spread, uniformity
 from minissl.evaluate.zero_shot import (
     class_vectors,
@@ -34,6 +34,7 @@ __all__ = [
     "linear_probe",
     "mass_mask",
     "mean_iou",
+    "mutual",
     "pointing",
     "rank_me",
     "retrieval",

@@ -59,6 +59,15 @@ def mean_iou(found: Tensor, masks: Tensor) -> float:
     return float((hit / (true + said - hit))[true > 0].mean())
 
 
+def mutual(a: Tensor, b: Tensor) -> Tensor:
+    """Patches that are each other's nearest: (M, 2) int64, their numbers in `a` (N, D) and `b` (N, D), best first."""
+    cosines = F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT  # (N, N)
+    there, back = cosines.argmax(dim=1), cosines.argmax(dim=0)
+    own = torch.arange(len(a), device=a.device)
+    order = cosines[own, there].argsort(descending=True)
+    return torch.stack([own, there], dim=1)[order[back[there[order]] == order]]
+
+
 def correspondence(a: Tensor, b: Tensor, parts_a: Tensor, parts_b: Tensor) -> float:
     """Of two images of one kind of thing: how often a patch's nearest patch in the other shows the same part.
 

@@ -7,12 +7,19 @@ from minissl.visualize.attention import (
     layers_figure,
     masks_figure,
 )
-from minissl.visualize.charts import answers_figure, bars_figure, lines_figure, matrices_figure
+from minissl.visualize.charts import (
+    answers_figure,
+    bars_figure,
+    lines_figure,
+    matrices_figure,
+    points_figure,
+    seeds_figure,
+)
 from minissl.visualize.collapse import collapse_figure, lab_figure
 from minissl.visualize.curves import curves_figure
 from minissl.visualize.grid import found_figure, picture_grid
 from minissl.visualize.pca import pca_figure, pca_rgb
-from minissl.visualize.similarity import neighbors_figure, similarity, similarity_figure
+from minissl.visualize.similarity import matches_figure, neighbors_figure, similarity, similarity_figure
 from minissl.visualize.views import views_figure
 
 __all__ = [
@@ -28,11 +35,14 @@ __all__ = [
     "layers_figure",
     "lines_figure",
     "masks_figure",
+    "matches_figure",
     "matrices_figure",
     "neighbors_figure",
     "pca_figure",
     "pca_rgb",
     "picture_grid",
+    "points_figure",
+    "seeds_figure",
     "similarity",
     "similarity_figure",
     "views_figure",

@@ -1,5 +1,6 @@
-"""Numbers as pictures: lines with their spread, bars side by side, matrices, and what an image answers to."""
+"""Numbers as pictures: lines with their spread, bars side by side, points, matrices, and what an image answers to."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -38,6 +39,8 @@ def bars_figure(
     title: str,
     chance: Mapping[str, float] | None = None,
     y_name: str = "right answers (%)",
+    highest: float = 1.0,
+    width: float = 1.5,
 ) -> Figure:
     """Groups of bars, a group for each question and a bar in it for each row.
 
@@ -46,9 +49,11 @@ def bars_figure(
         title: what is asked.
         chance: question -> what guessing gives, as a dash over its group.
         y_name: what is shared out, in percent.
+        highest: the share at the top of the figure.
+        width: of a group, in inches.
     """
     questions = list(next(iter(rows.values())))
-    figure = Figure(figsize=(1.6 + 1.5 * len(questions), 3.2), layout="constrained")
+    figure = Figure(figsize=(1.6 + width * len(questions), 3.2), layout="constrained")
     axis, width = figure.subplots(), 0.8 / len(rows)
     for i, (color, (name, row)) in enumerate(zip(COLORS, rows.items())):
         places = [q + (i - (len(rows) - 1) / 2) * width for q in range(len(questions))]
@@ -58,8 +63,55 @@ def bars_figure(
         if chance:
             axis.plot((q - 0.45, q + 0.45), [100 * chance[question]] * 2, color="black", linestyle=":", linewidth=1)
     axis.set_xticks(range(len(questions)), questions)
-    axis.set(ylabel=y_name, title=title, ylim=(0, 112))
+    axis.set(ylabel=y_name, title=title, ylim=(0, 112 * highest))
     axis.legend(fontsize=8, ncols=len(rows), loc="upper center", bbox_to_anchor=(0.5, -0.1), frameon=False)
+    return figure
+
+
+def seeds_figure(panels: Mapping[str, Mapping[str, Tensor]], title: str) -> Figure:
+    """Rows of bars, a panel for each number: the mean over seeds, its deviation, and a dot for every seed.
+
+    Args:
+        panels: what is measured -> row -> (seeds,); the panels have the same rows.
+        title: over the figure.
+    """
+    names = list(next(iter(panels.values())))
+    figure = Figure(figsize=(1.4 + 2.3 * len(panels), 0.3 * len(names) + 1), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axis, (name, rows) in zip(axes, panels.items()):
+        means, spreads = ([float(f(x)) for x in rows.values()] for f in (torch.mean, lambda x: x.std(correction=0)))
+        axis.barh(range(len(names)), means, 0.7, xerr=spreads, color="#9db8d2", ecolor="black", capsize=2)
+        for place, x in enumerate(rows.values()):
+            axis.plot(x.tolist(), [place] * len(x), "o", markersize=3, color=COLORS[0], alpha=0.7)
+        axis.set_title(name, fontsize=10)
+        axis.set_xlim(left=0)
+        axis.grid(axis="x", alpha=0.25)
+    axes[0].set_yticks(range(len(names)), names)
+    axes[0].invert_yaxis()
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def points_figure(panels: Mapping[str, Tensor], pushes: Mapping[str, Tensor] | None = None) -> Figure:
+    """Points on and about the unit circle, side by side, numbered from 1.
+
+    Args:
+        panels: title -> (n, 2).
+        pushes: title -> (n, 2), an arrow from each point.
+    """
+    figure = Figure(figsize=(2.5 * len(panels), 2.8), layout="constrained")
+    turn = torch.linspace(0, 2 * math.pi, 200)
+    for axis, (title, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
+        axis.plot(turn.cos().tolist(), turn.sin().tolist(), color="#c0c0c0", linewidth=1)
+        axis.plot(*points.T.tolist(), "o", markersize=8, color=COLORS[0])
+        for i, (x, y) in enumerate(points.tolist(), 1):
+            axis.text(0.8 * x, 0.8 * y, str(i), ha="center", va="center", fontsize=9)
+        if title in (pushes or {}):
+            arrows = [*points.T.tolist(), *pushes[title].T.tolist()]
+            axis.quiver(*arrows, angles="xy", scale_units="xy", scale=1, color=COLORS[1], width=0.012, zorder=3)
+        axis.set(xlim=(-1.45, 1.45), ylim=(-1.45, 1.45), aspect="equal")
+        axis.set_axis_off()
+        axis.set_title(title, fontsize=10)
     return figure
 
 

@@ -1,18 +1,20 @@
-"""What is like what: a patch among the patches of its image, an image among images.
+"""What is like what: a patch among the patches of its image or of another, an image among images.
 
 Caron et al., DINO, 2021 (arXiv:2104.14294), find the nearest images so (section 4.1); Siméoni et al., DINOv3, 2025
-(arXiv:2508.10104), show the cosines of one patch with all others. Shapes: a grid (h, w) of patches, D their width; N
-images.
+(arXiv:2508.10104), show the cosines of one patch with all others; Oquab et al., DINOv2, 2023 (arXiv:2304.07193), join
+patches of two images by lines. Shapes: a grid (h, w) of patches, D their width; N images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from minissl.evaluate.features import fine_patches
-from minissl.visualize.grid import picture_grid
+from minissl.visualize.attention import HIT, WRONG
+from minissl.visualize.grid import picture_grid, to_array
 
 
 def similarity(patches: Tensor, row: int, column: int) -> Tensor:
@@ -77,4 +79,37 @@ def neighbors_figure(
     for k, value in enumerate(values.flatten().tolist()):
         axis = figure.axes[k // (width - 1) * width + 1 + k % (width - 1)]
         axis.text(0.5, -0.03, f"{value:.2f}", transform=axis.transAxes, ha="center", va="top", fontsize=8)
+    return figure
+
+
+def matches_figure(
+    a: Tensor,
+    b: Tensor,
+    found: Mapping[str, Sequence[Tensor]],
+    right: Mapping[str, Sequence[Tensor]],
+    grid: tuple[int, int],
+    title: str = "",
+) -> Figure:
+    """Pairs of images, with lines between places that were found to be alike; a row a pair, a column a way of finding.
+
+    Args:
+        a, b: (n, 3, H, W) uint8, pairs.
+        found: name -> for each pair (M, 2) int64, numbers of a place in `a` and in `b`, row by row of the grid.
+        right: name -> for each pair (M,) bool: blue lines are right, orange ones are wrong.
+        grid: (h, w) places.
+        title: over the figure.
+    """
+    (height, width), (h, w), gap = a.shape[-2:], grid, a.shape[-1] // 8
+    figure = Figure(figsize=(3.6 * len(found), 1.75 * len(a) + 0.5), layout="constrained")
+    axes = figure.subplots(len(a), len(found), squeeze=False)
+    for column, name in zip(axes.T, found):
+        column[0].set_title(name, fontsize=10)
+        for axis, left, beside, places, good in zip(column, a, b, found[name], right[name]):
+            axis.imshow(to_array(torch.cat([left, left.new_full((3, height, gap), 255), beside], dim=-1)))
+            axis.set_axis_off()
+            y, x = (places // w + 0.5) * height / h - 0.5, (places % w + 0.5) * width / w - 0.5  # (M, 2)
+            x = x + torch.tensor([0, width + gap])
+            for xs, ys, fine in zip(x.tolist(), y.tolist(), good.tolist()):
+                axis.plot(xs, ys, color=(HIT if fine else WRONG)[1], linewidth=1.4, marker="o", markersize=3)
+    figure.suptitle(title, fontsize=11)
     return figure
