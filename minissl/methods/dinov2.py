@@ -99,7 +99,7 @@ class DINOv2(nn.Module):
             "teacher_temperature": 0.02,
             "warmup_temperature": 0.02,
             "koleo": 0.3,
-            "ibot": 0.2,  # 1 in the paper: here it takes from the image and gives the patches nothing
+            "ibot": 0.2,  # 1 in the paper; with it the patches' mIoU was 16.6, so 21.1 (val, one seed each)
             "momentum": 0.95,
             "slower": (1.0, 1.0),
             "batch_size": 64,

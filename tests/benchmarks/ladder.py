@@ -46,7 +46,7 @@ def seconds_a_step(method: nn.Module, images: Images, config: train.TrainConfig,
 
 def climb(row: str, seed: int, minutes: float, images: Images, test: Images) -> dict[str, float]:
     """Train one row from one seed, and measure its encoder."""
-    run, _ = parse_run([*ROWS[row].split(), "--device", "cpu", "--seed", str(seed), "--minutes", str(minutes)])
+    run, _ = parse_run([*ROWS[row].split(), "--device", "cpu", "--seed", str(seed)])
     config, method = train.TrainConfig(**run.loop), run.build()
     config = replace(config, precision=train.choose_precision(config.precision, torch.device("cpu")))
     steps = int(60 * minutes / seconds_a_step(method, images, config))
