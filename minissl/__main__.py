@@ -8,7 +8,6 @@ Every option is an argument of the method's constructor, of `encoders.make_encod
 import re
 import sys
 from dataclasses import fields
-from inspect import signature
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -18,7 +17,7 @@ from minissl.data.sources import NAMES
 from minissl.encoders import make_encoder
 from minissl.errors import InputError
 from minissl.machine import choose_device
-from minissl.method import available, find
+from minissl.method import available, find, options
 from minissl.train import TrainConfig
 
 USAGE = f"""minissl: self-supervised vision, step by step
@@ -75,9 +74,9 @@ def parse_run(words: list[str]) -> tuple[runs.Run, dict]:
     parser = train_parser(method, given[1] if given else "gpu" if device.type == "cuda" else "cpu")
     asked = parser.parse_args(words).as_dict()
     loop = {field.name: asked[field.name] for field in fields(TrainConfig)}
-    options = {name: asked[name] for name in list(signature(find(method)).parameters)[1:]}
+    own = {name: asked[name] for name in options(find(method))}
     encoder = asked["encoder"] | {"img_size": asked["size"]}
-    run = runs.Run(method, asked["data"], asked["image_size"], encoder, options, loop, asked["start"])
+    run = runs.Run(method, asked["data"], asked["image_size"], encoder, own, loop, asked["start"])
     return run, asked | {"device": str(device)}
 
 

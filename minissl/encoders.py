@@ -20,7 +20,8 @@ def make_encoder(
     stem: Literal["patch", "conv"] = "patch",
     drop_path: float = 0.0,
     init_std: float = 0.02,
-    positions: Literal["learned", "none"] = "learned",
+    positions: Literal["learned", "rotary", "none"] = "learned",
+    stretch: tuple[float, float, float] = (0.0, 1.0, 1.0),
     registers: int = 0,
     layer_scale: float = 0.0,
     gated: bool = False,
@@ -36,7 +37,9 @@ def make_encoder(
         stem: how pixels become patch vectors, one linear map of each patch or a few small convolutions.
         drop_path: rate at which the last block's branches are left out; rises linearly from 0 at the first.
         init_std: deviation of the blocks' first weights, DINO's 0.02; a narrow ViT learns faster from 1 / sqrt(width).
-        positions: learned vectors that say where a patch is; with none, a patch is only what it shows.
+        positions: what says where a patch of a ViT is: learned vectors, or, as in DINOv3, rotary angles, which hold for
+            any grid; with none, a patch is only what it shows.
+        stretch: of rotary positions while training: shift, jitter and rescale of the coordinates; DINOv3 has 0, 1, 2.
         registers: tokens of a ViT besides, that are thrown away; 4 in DINOv2's models that have them.
         layer_scale: factor on every branch of a ViT at the start, learnt; 1e-5 in DINOv2; 0 leaves it out.
         gated: SwiGLU in place of a ViT's perceptron.
@@ -52,7 +55,7 @@ def make_encoder(
         network = ResNet(name, img_size <= 64, weights if weights == "imagenet" else "none")
     else:
         choices = {"stem": stem, "drop_path": drop_path, "init_std": init_std, "positions": positions}
-        choices |= {"registers": registers, "layer_scale": layer_scale, "gated": gated}
+        choices |= {"stretch": stretch, "registers": registers, "layer_scale": layer_scale, "gated": gated}
         network = vit(name, patch_size, img_size, depth=depth, **choices)
     if weights == "imagenet" and not name.startswith("resnet"):
         raise InputError("There are ImageNet weights for the ResNets only; choose --encoder.name resnet18.")

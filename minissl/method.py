@@ -9,6 +9,7 @@ Shapes: B images of H x W pixels, D the encoder's width, (h, w) its grid of patc
 
 import importlib
 import pkgutil
+from inspect import Parameter, signature
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -54,6 +55,17 @@ class Method(Protocol):
     def after_step(self, progress: float) -> None:
         """Move what moves by itself, after each step of the optimiser: an EMA teacher, a Gram anchor."""
         ...
+
+
+def options(kind: type[nn.Module]) -> dict[str, Parameter]:
+    """The options of a method by name, those it hands on to the method it extends (as **options) among them."""
+    found: dict[str, Parameter] = {}
+    for ancestor in kind.__mro__:
+        own = list(signature(vars(ancestor)["__init__"]).parameters.values())[2:]  # after self and encoder
+        found = {p.name: p for p in own if p.kind is not Parameter.VAR_KEYWORD} | found
+        if not any(p.kind is Parameter.VAR_KEYWORD for p in own):
+            return found
+    return found
 
 
 def available() -> list[str]:

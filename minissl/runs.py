@@ -23,7 +23,7 @@ from minissl.encoders import make_encoder
 from minissl.errors import InputError
 from minissl.evaluate import extract
 from minissl.machine import Plan, choose_device, choose_precision, fits
-from minissl.method import find
+from minissl.method import find, options
 from minissl.record import read_log
 from minissl.scores import score, score_text, watch
 
@@ -76,12 +76,9 @@ def read(out: Path) -> tuple[Run, Plan]:
     content = json.loads(path.read_text(encoding="utf-8"))
     # A run from before there was some option was made as its default makes it, and may be gone on with.
     run = Run(**content["run"])
-    encoder, options = (_defaults(maker) for maker in (make_encoder, find(run.method)))
-    return replace(run, encoder=encoder | run.encoder, options=options | run.options), Plan(**content["plan"])
-
-
-def _defaults(maker: Any) -> dict[str, Any]:
-    return {name: p.default for name, p in signature(maker).parameters.items() if p.default is not p.empty}
+    makers = (signature(make_encoder).parameters, options(find(run.method)))
+    encoder, own = ({name: p.default for name, p in found.items()} for found in makers)
+    return replace(run, encoder=encoder | run.encoder, options=own | run.options), Plan(**content["plan"])
 
 
 def check_folder(run: Run, out: Path, resume: bool) -> None:

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from minissl.positions import Stretch
 from minissl.transformer import DropPath
 
 
 class Teacher(nn.Module):
-    """A copy of a network that gets no gradient and leaves no path out.
+    """A copy of a network that gets no gradient, leaves no path out and sees positions as they are.
 
     It follows the mode of the method around it, so that batch norms, where there are any, see the teacher's own batch
     while training, as in DINO's code.
@@ -30,6 +31,8 @@ class Teacher(nn.Module):
         for module in self.network.modules():
             if isinstance(module, DropPath):
                 module.rate = 0.0
+            if isinstance(getattr(module, "stretch", None), Stretch):
+                module.stretch = Stretch()
 
     @torch.no_grad()
     def forward(self, *inputs):

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minissl.positions import Turn, rotate
+
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """softmax(q k' / sqrt(d)) v for (B, heads, T, d); if causal, a token sees itself and those before it.
@@ -41,12 +43,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def split(self, x: Tensor, turn: Turn | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of tokens (B, T, D), each (B, heads, T, D / heads)."""
-        return self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return (q, k, v) if turn is None else (rotate(q, turn), rotate(k, turn), v)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(attend(*self.split(x), self.causal).transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
+        return self.proj(attend(*self.split(x, turn), self.causal).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -128,8 +131,9 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim, 4 * dim) if gated else Mlp(dim, 4 * dim, activation)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
+        """Tokens (B, T, D) to tokens; `turn` says where the last of them are in the image, if not they themselves."""
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), turn)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 

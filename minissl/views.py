@@ -14,11 +14,11 @@ from torch import Tensor
 
 from minissl.augment import (
     color_jitter,
-    flip,
+    crop_resize,
+    draw_crops,
     normalize,
     random_blur,
     random_grey,
-    random_resized_crop,
     solarize,
     to_float,
 )
@@ -26,15 +26,24 @@ from minissl.augment import (
 Jitter = tuple[float, float, float, float]  # how far brightness, contrast, saturation and hue may go
 
 
+def cut(images: Tensor, scale: tuple[float, float], *sizes: int) -> list[Tensor]:
+    """A random box of each image (B, 3, H, W), mirrored or not, at one or more sizes: crops (B, 3, S, S) in [0, 1]."""
+    images = to_float(images)
+    box = draw_crops(len(images), *images.shape[-2:], scale, images)
+    crops = [crop_resize(images, *box, size) for size in sizes]
+    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    return [torch.where(mirrored, crop.flip(-1), crop) for crop in crops]
+
+
 def distort(crops: Tensor, jitter: Jitter, blur: float, solar: float, blur_reach: float) -> Tensor:
-    """What all recipes do to crops in [0, 1]: flip, jitter, grey, blur, solarise, normalise.
+    """What all recipes do to crops in [0, 1]: jitter, grey, blur, solarise, normalise.
 
     Args:
         jitter: reach of the jitter, which 8 of 10 crops get; 2 of 10 become grey.
         blur, solar: how likely a crop is blurred, solarised.
         blur_reach: the largest deviation of the blur in pixels.
     """
-    crops = random_grey(color_jitter(flip(crops), *jitter))
+    crops = random_grey(color_jitter(crops, *jitter))
     return normalize(solarize(random_blur(crops, blur, high=blur_reach), solar))
 
 
@@ -56,8 +65,7 @@ def simclr(
         (2B, 3, size, size).
     """
     jitter = (0.8 * strength, 0.8 * strength, 0.8 * strength, 0.2 * strength)
-    views = [distort(random_resized_crop(images, size, scale), jitter, blur, 0.0, 2.0 * size / 224) for _ in range(2)]
-    return torch.cat(views)
+    return torch.cat([distort(*cut(images, scale, size), jitter, blur, 0.0, 2.0 * size / 224) for _ in range(2)])
 
 
 def simclr_cifar(images: Tensor, size: int = 32) -> Tensor:
@@ -89,12 +97,37 @@ def multi_crop(
     Returns:
         (2B, 3, size, size) and (L B, 3, local_size, local_size).
     """
+    return anchored_crop(images, 0, size, local_size, local_crops, global_scale, local_scale, blur)[:2]
+
+
+def anchored_crop(
+    images: Tensor,
+    anchor_size: int,
+    size: int,
+    local_size: int,
+    local_crops: int,
+    global_scale: tuple[float, float],
+    local_scale: tuple[float, float],
+    blur: tuple[float, float, float] = (1.0, 0.1, 0.5),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """DINOv3's views: those of `multi_crop`, and its large crops once more, larger and undistorted (section 4.2).
+
+    Args:
+        images: (B, 3, H, W) uint8.
+        anchor_size: pixels a side of the large crops as the Gram anchor sees them; 0 for none.
+
+    Returns:
+        What `multi_crop` gives for the other arguments, and (2B or 0, 3, anchor_size, anchor_size).
+    """
     jitter, reach = (0.4, 0.4, 0.2, 0.1), 2.0 * size / 224
-    images = to_float(images)
-    first = distort(random_resized_crop(images, size, global_scale), jitter, blur[0], 0.0, reach)
-    second = distort(random_resized_crop(images, size, global_scale), jitter, blur[1], 0.2, reach)
+    images, sizes = to_float(images), [size, anchor_size] if anchor_size else [size]
+    large, clean = [], [images[:0, :, :1, :1].expand(-1, -1, anchor_size, anchor_size)]
+    for blurred, solar in ((blur[0], 0.0), (blur[1], 0.2)):
+        crop, *same = cut(images, global_scale, *sizes)
+        large.append(distort(crop, jitter, blurred, solar, reach))
+        clean += [normalize(crop) for crop in same]
     local = images[:0, :, :1, :1].expand(-1, -1, local_size, local_size)
     if local_crops:
-        crops = random_resized_crop(images.repeat(local_crops, 1, 1, 1), local_size, local_scale)
-        local = distort(crops, jitter, blur[2], 0.0, reach)
-    return torch.cat([first, second]), local
+        crops = cut(images.repeat(local_crops, 1, 1, 1), local_scale, local_size)
+        local = distort(*crops, jitter, blur[2], 0.0, reach)
+    return torch.cat(large), local, torch.cat(clean)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from minissl.errors import InputError
 from minissl.method import Tokens
 from minissl.patches import PatchEmbed
+from minissl.positions import Stretch, Turn, coordinates, resample, stretch, turn
 from minissl.transformer import Block, quick_gelu
 
 #        width, depth, heads; nano is ours, of one block: after a second one the patches have told each other what they
@@ -44,6 +45,7 @@ class ViT(nn.Module):
         drop_path: float = 0.0,
         init_std: float = 0.02,
         positions: str = "learned",
+        stretch: tuple[float, float, float] = Stretch(),
         clip: bool = False,
         registers: int = 0,
         layer_scale: float = 0.0,
@@ -57,8 +59,10 @@ class ViT(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_tokens = nn.Parameter(torch.zeros(1, registers, dim)) if registers else None
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + side * side, dim)) if positions == "learned" else None
+        self.stretch = Stretch(*stretch) if positions == "rotary" else None
         rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]  # deeper blocks are left out more often
-        eps, activation = (1e-5, quick_gelu) if clip else (1e-6, F.gelu)
+        eps = 1e-5 if clip or positions == "rotary" else 1e-6  # CLIP's and DINOv3's; DINO's and DINOv2's
+        activation = quick_gelu if clip else F.gelu
         self.norm_pre = nn.LayerNorm(dim, eps=eps) if clip else nn.Identity()
         choices = {"activation": activation, "eps": eps, "layer_scale": layer_scale, "gated": gated}
         self.blocks = nn.ModuleList(Block(dim, heads, rate, **choices) for rate in rates)
@@ -70,7 +74,7 @@ class ViT(nn.Module):
         if self.pos_embed is not None:
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
         if self.register_tokens is not None:
-            nn.init.normal_(self.register_tokens, std=1e-6)
+            nn.init.normal_(self.register_tokens, std=1e-6 if self.stretch is None else 0.02)  # DINOv2's, DINOv3's
 
     def positions(self, h: int, w: int) -> Tensor:
         """The learned positions (1, 1 + hw, D), resampled when the grid is not the one they were learned on."""
@@ -79,13 +83,17 @@ class ViT(nn.Module):
         side = math.isqrt(self.pos_embed.shape[1] - 1)
         if (h, w) == (side, side):
             return self.pos_embed
-        grid = self.pos_embed[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, side, side)
-        if self.register_tokens is not None:  # DINOv2's models with registers were trained so
-            grid = F.interpolate(grid, size=(h, w), mode="bicubic", antialias=True)  # (1, D, h, w)
-        else:  # DINO hands the scale, not the size, to the interpolation, and adds 0.1 so that it rounds down.
-            scale = ((h + 0.1) / side, (w + 0.1) / side)
-            grid = F.interpolate(grid, scale_factor=scale, mode="bicubic")  # (1, D, h, w)
-        return torch.cat([self.pos_embed[:, :1], grid.flatten(2).mT], dim=1)
+        return resample(self.pos_embed, h, w, antialias=self.register_tokens is not None)
+
+    def turn(self, grid: tuple[int, int] | None) -> Turn | None:
+        """The angles of a grid's patches, another draw each time while training; None if positions are not rotary."""
+        if self.stretch is None:
+            return None
+        if grid is None:
+            raise InputError("Rotary positions need all patches of a grid; choose --encoder.positions learned.")
+        points = coordinates(grid, self.cls_token.device)  # (N, 2)
+        points = stretch(points, self.stretch) if self.training else points
+        return turn(points, self.dim // self.blocks[0].attn.heads)
 
     def embed(
         self, images: Tensor, masks: Tensor | None = None, mask_token: Tensor | None = None
@@ -125,17 +133,22 @@ class ViT(nn.Module):
         """R, how many tokens stand between the class token's and the patches."""
         return 0 if self.register_tokens is None else self.register_tokens.shape[1]
 
-    def run(self, x: Tensor, blocks: int) -> Tensor:
+    def run(self, x: Tensor, blocks: int, grid: tuple[int, int] | None = None) -> Tensor:
         """The first `blocks` blocks of a sequence (B, 1 + n, D); then it is (B, 1 + R + n, D)."""
         if self.register_tokens is not None:
             x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], dim=1)
         for block in self.blocks[:blocks]:
-            x = block(x)
+            x = block(x, self.turn(grid))
         return x
 
-    def encode(self, x: Tensor) -> Tensor:
-        """All blocks and the last norm, of a sequence (B, 1 + n, D); its registers have served then."""
-        x = self.norm(self.run(x, len(self.blocks)))
+    def encode(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """All blocks and the last norm, of a sequence (B, 1 + n, D); its registers have served then.
+
+        Args:
+            x: the class token first.
+            grid: (h, w) of the patches; rotary positions need it.
+        """
+        x = self.norm(self.run(x, len(self.blocks), grid))
         return torch.cat([x[:, :1], x[:, 1 + self.registers :]], dim=1) if self.registers else x
 
     def forward(self, images: Tensor, masks: Tensor | None = None, mask_token: Tensor | None = None) -> Tokens:
@@ -147,7 +160,7 @@ class ViT(nn.Module):
             mask_token: (1, D), what stands in their place.
         """
         x, grid = self.embed(images, masks, mask_token)
-        x = self.encode(x)
+        x = self.encode(x, grid)
         return Tokens(x[:, 0], x[:, 1:].unflatten(1, grid))
 
     @torch.no_grad()
@@ -166,7 +179,7 @@ class ViT(nn.Module):
             raise InputError(f"There is no block {layer}; this ViT has {depth}, from 0 (or {-depth}) to {depth - 1}.")
         x, grid = self.embed(images)
         asked = self.blocks[layer]
-        q, k, _ = asked.attn.split(asked.norm1(self.run(x, layer % depth)))
+        q, k, _ = asked.attn.split(asked.norm1(self.run(x, layer % depth, grid)), self.turn(grid))
         weights = (q[:, :, :1] * q.shape[-1] ** -0.5 @ k.mT).softmax(dim=-1)  # (B, heads, 1, 1 + R + N)
         return weights[:, :, 0, 1 + self.registers :].unflatten(-1, grid)
 
@@ -180,7 +193,8 @@ def vit(
     stem: Literal["patch", "conv"] = "patch",
     drop_path: float = 0.0,
     init_std: float = 0.02,
-    positions: Literal["learned", "none"] = "learned",
+    positions: Literal["learned", "rotary", "none"] = "learned",
+    stretch: tuple[float, float, float] = (0.0, 1.0, 1.0),
     clip: bool = False,
     registers: int = 0,
     layer_scale: float = 0.0,
@@ -196,7 +210,9 @@ def vit(
         stem: how pixels become patch vectors, one linear map of each patch or a few small convolutions.
         drop_path: rate at which the last block's branches are left out; rises linearly from 0 at the first.
         init_std: deviation of the blocks' first weights, DINO's 0.02; a narrow ViT learns faster from 1 / sqrt(width).
-        positions: learned vectors that say where a patch is; with none, a patch is only what it shows.
+        positions: what says where a patch is: learned vectors, or, as in DINOv3, rotary angles, which hold for any
+            grid; with none, a patch is only what it shows.
+        stretch: of rotary positions while training: shift, jitter and rescale, see `positions.Stretch`.
         clip: the form of CLIP's image tower: a norm before the blocks, its approximate GELU, its epsilon.
         registers: tokens besides, in which a large ViT may keep what it would else write over dull patches (Darcet et
             al., Vision Transformers Need Registers, 2023, arXiv:2309.16588); 4 in DINOv2's models that have them.
@@ -225,6 +241,7 @@ def vit(
         drop_path=drop_path,
         init_std=init_std,
         positions=positions,
+        stretch=stretch,
         clip=clip,
         registers=registers,
         layer_scale=layer_scale,

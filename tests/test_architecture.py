@@ -46,6 +46,7 @@ FORBIDDEN = {  # room: the rooms it may not import
     "teacher": LOOPS | {"augment", "views", "data", "evaluate", "visualize"},
     "balance": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel"},
     "patches": LOOPS | MODELS | {"data", "evaluate", "visualize"},
+    "positions": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel", "balance"},
     "masking": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel", "balance"},
     "color": LOOPS | MODELS | {"data", "evaluate", "visualize", "optim", "parallel"},
     "optim": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "parallel"},

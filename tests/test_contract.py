@@ -19,11 +19,12 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from minissl import train
 from minissl.encoders import make_encoder
-from minissl.method import Batch, Tokens, available, find
+from minissl.method import Batch, Tokens, available, find, options
 from minissl.train import TrainConfig
 from tests.golden import tiny_vit
 
 SMALL = {"size": 16, "local_size": 8, "local_crops": 1, "prototypes": 32, "hidden": 16, "bottleneck": 8}
+SMALL |= {"patch_prototypes": 32}
 SMALL |= {"embedding": 16, "text_width": 16, "text_depth": 2, "text_heads": 2, "length": 12, "vocabulary": 600}
 SAID = [("a dog",), ("a red cat", "a cat"), ("the sea",)]
 COMMAND = {"data", "out", "device", "preset", "resume", "image_size", "start"}
@@ -31,9 +32,8 @@ COMMAND = {"data", "out", "device", "preset", "resume", "image_size", "start"}
 
 def options_of(name):
     """The method's own options, by name."""
-    parameters = list(inspect.signature(find(name)).parameters.values())
-    assert parameters[0].name == "encoder"
-    return {p.name: p for p in parameters[1:]}
+    assert next(iter(inspect.signature(find(name)).parameters)) == "encoder"
+    return options(find(name))
 
 
 def build(name, seed=0):
@@ -53,7 +53,8 @@ def name(request):
 
 
 def test_options_are_keywords_with_defaults_and_are_explained(name):
-    explained = {p.arg_name for p in docstring_parser.parse(find(name).__doc__).params}
+    docs = [c.__doc__ for c in find(name).__mro__ if hasattr(c, "presets")]  # its own, and of what it extends
+    explained = {p.arg_name for doc in docs for p in docstring_parser.parse(doc).params}
     for option in options_of(name).values():
         assert option.kind is inspect.Parameter.KEYWORD_ONLY, option
         assert option.default is not inspect.Parameter.empty, option

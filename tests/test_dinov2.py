@@ -16,7 +16,7 @@ from minissl.methods.dinov2 import DINOv2, masked_patch_entropy
 from minissl.optim import param_groups
 from minissl.train import seed_step
 from minissl.vit import vit
-from tests.golden import tiny_vit, wave
+from tests.golden import shake, tiny_vit, wave
 
 
 def test_the_fixed_names_are_there():
@@ -169,14 +169,6 @@ def ours_like(theirs, rename, **choices):
     state = {rename(name): tensor for name, tensor in theirs.items() if rename(name)}
     encoder.load_state_dict(state)
     return encoder.eval()
-
-
-def shake(model):
-    """Random weights everywhere: what starts at 0, 1 or 1e-5 would hide mistakes."""
-    torch.manual_seed(0)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.05 if p.ndim > 1 else 0.5)
-    return model.eval()
 
 
 @pytest.mark.parametrize("size", [70, 98])

@@ -1,6 +1,5 @@
 """Runs broken on purpose get the right name, one of them; healthy ones get none."""
 
-import inspect
 import json
 import math
 import re
@@ -18,6 +17,7 @@ from minissl.data.scenes import Scenes
 from minissl.errors import InputError
 from minissl.machine import Plan
 from minissl.method import available, find
+from minissl.method import options as options_of
 from minissl.methods import dino, simclr
 from minissl.train import TrainConfig
 from tests.golden import tiny_vit
@@ -41,7 +41,7 @@ def small_world(monkeypatch):
 
 def write_run(out, name, steps=100, loop=None, **options):
     """A run's folder with nothing but its options. Returns the run."""
-    defaults = {p.name: p.default for p in list(inspect.signature(find(name)).parameters.values())[1:]}
+    defaults = {p.name: p.default for p in options_of(find(name)).values()}
     options = defaults | {key: value for key, value in (HEALTHY | options).items() if key in defaults}
     config = TrainConfig(**{"batch_size": 16, "lr": 2e-3, "precision": "fp32", "watch_minutes": 9.0} | (loop or {}))
     run = runs.Run(name, "scenes", 16, {"name": "nano", "img_size": 16}, options, asdict(config))

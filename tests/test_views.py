@@ -38,16 +38,15 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(views, name, operation)
 
-    for name in ("random_resized_crop", "flip", "color_jitter", "random_grey", "random_blur", "solarize", "normalize"):
+    for name in ("cut", "color_jitter", "random_grey", "random_blur", "solarize", "normalize"):
         listen(name)
     return found
 
 
 def crop(size, scale, jitter, blur, solar, reach):
-    """What is asked for to make one kind of crop, in the papers' order; flip at 0.5, jitter at 0.8, grey at 0.2."""
+    """What is asked for to make one kind of crop, in the papers' order; jitter at 0.8, grey at 0.2."""
     return [
-        ("random_resized_crop", (size, scale), {}),
-        *(("flip", (), {}), ("color_jitter", jitter, {}), ("random_grey", (), {})),
+        *(("cut", (scale, size), {}), ("color_jitter", jitter, {}), ("random_grey", (), {})),
         *(("random_blur", (blur,), {"high": reach}), ("solarize", (solar,), {}), ("normalize", (), {})),
     ]
 
@@ -108,6 +107,18 @@ def test_no_local_crops_is_an_empty_batch():
     large, small = views.multi_crop(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), 16, 8, 0, (0.4, 1), (0.05, 0.4))
     assert large.shape == (4, 3, 16, 16)
     assert small.shape == (0, 3, 8, 8)
+
+
+def test_the_anchor_sees_the_same_crops_larger_and_as_they_are(stored):
+    """Without distortion, brought down to the student's size, they are the student's crops."""
+    options = {"size": 16, "local_size": 8, "local_crops": 1, "global_scale": (0.4, 1.0), "local_scale": (0.05, 0.4)}
+    smooth = torch.nn.functional.interpolate(stored[:, :, :6, :6].float(), 64, mode="bicubic").clamp(0, 255).byte()
+    with patch.object(views, "distort", lambda crops, *args: augment.normalize(crops)):
+        large, small, clean = views.anchored_crop(smooth, 32, **options)
+    assert [x.shape for x in (large, small, clean)] == [(8, 3, 16, 16), (4, 3, 8, 8), (8, 3, 32, 32)]
+    brought_down = torch.nn.functional.avg_pool2d(clean, 2)
+    torch.testing.assert_close(brought_down, large, atol=0.12, rtol=0)
+    assert (brought_down - large.flip(-1)).abs().mean() > 5 * (brought_down - large).abs().mean()
 
 
 def in_one(found):

@@ -36,13 +36,14 @@ def update_center(center: Tensor, logits: Tensor, momentum: float = 0.9) -> Tens
     return center * momentum + mean * (1 - momentum)
 
 
-def cross_view_entropy(student: Tensor, teacher: Tensor, temperature: float = 0.1) -> Tensor:
+def cross_view_entropy(student: Tensor, teacher: Tensor, temperature: float = 0.1, local_weight: float = 1.0) -> Tensor:
     """For each teacher view g, each other student view v, each image b: the cross-entropy of v under g; the mean.
 
     Args:
         student: logits (V, B, K); the first G views are the ones the teacher saw.
         teacher: probabilities (G, B, K).
         temperature: the student's, 0.1 in the paper.
+        local_weight: of the pairs whose student view is none of the teacher's; DINOv3 has 0.5 in the end.
 
     Returns:
         A scalar, eq. 3 divided by its number of pairs; ln K when the student knows nothing.
@@ -52,7 +53,9 @@ def cross_view_entropy(student: Tensor, teacher: Tensor, temperature: float = 0.
         scores = (student / temperature).log_softmax(dim=-1)  # (V, B, K)
         pairs = -torch.einsum("g b k, v b k -> g v", teacher, scores) / student.shape[1]  # (G, V)
     same = torch.eye(targets, views, dtype=torch.bool, device=pairs.device)
-    return pairs.masked_fill(same, 0).sum() / (targets * views - targets)
+    pairs = pairs.masked_fill(same, 0)
+    shared, local = pairs[:, :targets].sum(), pairs[:, targets:].sum()
+    return (shared + local_weight * local) / (targets * views - targets)
 
 
 class DINOHead(nn.Module):
@@ -64,10 +67,20 @@ class DINOHead(nn.Module):
         hidden: width of the two hidden layers.
         bottleneck: dimensions of the sphere.
         batch_norm: normalise every layer over the batch, teacher and student each by its own statistics.
+        cosines: False, as in DINOv3, takes the prototypes as they are: a plain last layer, whose logits have no bound.
     """
 
-    def __init__(self, dim: int, prototypes: int, hidden: int = 2048, bottleneck: int = 256, batch_norm: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        prototypes: int,
+        hidden: int = 2048,
+        bottleneck: int = 256,
+        batch_norm: bool = False,
+        cosines: bool = True,
+    ):
         super().__init__()
+        self.cosines = cosines
 
         def norm() -> nn.Module:
             return nn.BatchNorm1d(hidden, track_running_stats=False) if batch_norm else nn.Identity()
@@ -82,12 +95,14 @@ class DINOHead(nn.Module):
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
         self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)
+        if not cosines:
+            nn.init.trunc_normal_(self.last_layer.weight, std=0.02)
 
     def forward(self, x: Tensor, freeze_last: bool = False) -> Tensor:
-        """(..., D) to cosines (..., K) in [-1, 1]; `freeze_last` lets no gradient reach the prototypes."""
+        """(..., D) to logits (..., K), cosines in [-1, 1]; `freeze_last` lets no gradient reach the prototypes."""
         x = F.normalize(self.mlp(x), dim=-1)  # (..., bottleneck)
         weight = self.last_layer.weight.detach() if freeze_last else self.last_layer.weight
-        return x @ F.normalize(weight, dim=-1).mT
+        return x @ (F.normalize(weight, dim=-1) if self.cosines else weight).mT
 
 
 class DINO(nn.Module):

@@ -9,6 +9,7 @@ which are hidden in the 2B global crops; K prototypes, D the encoder's width.
 """
 
 import random
+from collections.abc import Callable
 from inspect import signature
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from minissl.balance import koleo, sinkhorn_knopp
 from minissl.errors import InputError
 from minissl.masking import block_masks as block_masks  # also known by this name
 from minissl.masking import hide_in_some
-from minissl.method import Batch
+from minissl.method import Batch, Tokens
 from minissl.methods.dino import DINOHead, center_and_sharpen, cross_view_entropy, update_center
 from minissl.teacher import Teacher, cosine, linear
 from minissl.transformer import layer_rates
@@ -120,6 +121,8 @@ class DINOv2(nn.Module):
         },
     }
 
+    make_head: ClassVar[Callable[..., nn.Module]] = DINOHead
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -149,7 +152,7 @@ class DINOv2(nn.Module):
         if ibot and "masks" not in signature(encoder.forward).parameters:
             raise InputError("This encoder has no patches to hide; give a ViT, as --encoder.name nano, or --ibot 0.")
         kinds = {"head": prototypes} | ({"patch_head": patch_prototypes} if ibot and patch_prototypes else {})
-        heads = {name: DINOHead(encoder.dim, k, hidden, bottleneck, batch_norm) for name, k in kinds.items()}
+        heads = {name: self.make_head(encoder.dim, k, hidden, bottleneck, batch_norm) for name, k in kinds.items()}
         self.student = nn.ModuleDict({"encoder": encoder} | heads)
         self.teacher = nn.ModuleDict({name: Teacher(part) for name, part in self.student.items()})
         self.mask_token = nn.Parameter(torch.zeros(1, encoder.dim))  # in the place of a hidden patch
@@ -171,9 +174,14 @@ class DINOv2(nn.Module):
         return {name: rate * (patches if ".patch_embed." in name else 1) for name, rate in rates.items()}
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        n, frozen = len(batch.images), progress < self.freeze_last
+        return self.compare(*multi_crop(batch.images, **self.crops), progress)[0]
+
+    def compare(
+        self, large: Tensor, small: Tensor, progress: float, local_weight: float = 1.0
+    ) -> tuple[dict[str, Tensor], Tokens]:
+        """The terms of the loss of large crops (2B, 3, S, S) and small ones, and the student's tokens of the large."""
+        n, frozen = len(large) // 2, progress < self.freeze_last
         temperature = linear(**self.temperatures, progress=progress)
-        large, small = multi_crop(batch.images, **self.crops)
         seen = self.teacher["encoder"](large)
         masks, hidden = self.hide(seen.patches) if self.ibot else (None, None)
         tokens = self.student["encoder"](large, *((masks, self.mask_token) if self.ibot else ()))
@@ -181,7 +189,7 @@ class DINOv2(nn.Module):
         scores = self.student["head"](torch.cat(cls), frozen).float().unflatten(0, (-1, n))  # (V, B, K)
         target = self.targets("head", seen.cls, self.center, temperature)  # (2B, K)
         terms = {"teacher_entropy": torch.special.entr(target).sum(-1).mean()}
-        loss = cross_view_entropy(scores, target.unflatten(0, (2, n)))
+        loss = cross_view_entropy(scores, target.unflatten(0, (2, n)), local_weight=local_weight)
         if self.koleo:
             terms["koleo"] = sum(koleo(crop) for crop in tokens.cls.split(n))
             loss = loss + self.koleo * terms["koleo"]
@@ -192,7 +200,7 @@ class DINOv2(nn.Module):
             scores = self.student[head](patches, frozen).float()
             terms["ibot"] = masked_patch_entropy(scores, target, masks.flatten(1))
             loss = loss + self.ibot * terms["ibot"]
-        return {"loss": loss} | terms
+        return {"loss": loss} | terms, tokens
 
     def hide(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Masks (2B, h, w) for global crops with such patches (2B, h, w, D), and where they are True, (M,)."""

@@ -1,11 +1,11 @@
 """A pool as one finds it, and what is chosen from it: what does each step of curation do for the features?
 
-From 20,000 pictures, many of them copies, many of nothing, most of two kinds, 3,000 are chosen in several ways, and
-DINOv2 learns from each choice for the same minutes. All are measured on Scenes, which no choice has seen. What is
-needed of a picture to choose it comes from the pool too: SimCLR, which trains on all of it first. The chosen set that
-retrieval starts from is 200 scenes of the validation split, without their labels.
+From 20,000 pictures, many of them copies, many of nothing, most of two kinds, some are chosen in several ways, and a
+method learns from each choice for the same minutes of one core. All are measured on Scenes, which no choice has seen.
+What is needed of a picture to choose it comes from the pool too: SimCLR, which trains on all of it first. The chosen
+set that retrieval starts from is 200 scenes of the validation split, without their labels.
 
-    python -m tests.benchmarks.curation [--minutes 4] [--seeds 0 1 2] [--arms ...] [--out runs/curation.json]
+    python -m tests.benchmarks.curation [--method dinov2] [--keep 3000] [--minutes 3] [--seeds 0 1 2] [--arms ...]
 """
 
 import argparse
@@ -23,8 +23,9 @@ from minissl.data import Images, Scenes
 from minissl.data.curation import balanced, clusters, copies, retrieved, thumbnails
 from minissl.data.pool import TOPICS, Pool
 from minissl.evaluate import extract
+from tests.benchmarks.ladder import seconds_a_step
 
-POOL, CHOSEN, KEPT = 20_000, 200, 3000
+POOL, CHOSEN = 20_000, 200
 COPY = 0.95  # cosine of two thumbnails, chosen on the first 6,000 of the pool by the truth, which flatters it a little
 GROUPS = 200
 ARMS = (
@@ -40,22 +41,23 @@ ARMS = (
 )
 
 
-def learn(words: list[str], images: Tensor) -> tuple[nn.Module, int]:
-    """Train a method on images, and give its encoder and the pixels it sees."""
+def learn(words: list[str], images: Tensor, minutes: float) -> tuple[nn.Module, int]:
+    """Train a method on images for minutes of the CPU, and give its encoder and the pixels it sees."""
     run, _ = parse_run([*words, "--device", "cpu"])
     data, method = Images(images), run.build()
     config = train.TrainConfig(**run.loop)
     config = replace(config, precision=train.choose_precision(config.precision, torch.device("cpu")))
-    train.learn(method, data, config, train.plan(method, data, config).steps)
+    train.learn(method, data, config, int(60 * minutes / seconds_a_step(method, data, config)))
     return method.encoder.eval(), run.size
 
 
-def choose(arm: str, pool: Pool, features: Tensor, chosen: Tensor, kept: Tensor, seed: int) -> Tensor:
+def choose(arm: str, keep: int, pool: Pool, features: Tensor, chosen: Tensor, kept: Tensor, seed: int) -> Tensor:
     """Rows of the pool.
 
     Args:
         arm: one of ARMS; those with "true" use what is known of the pool: scenes without copies, and all kinds alike.
             No curation can do better, so they say what there is to be won.
+        keep: how many pictures; an arm with a number in its name has its own.
         features: (N, D) of the pool.
         chosen: (S, D) of the chosen set.
         kept: rows that are left without copies.
@@ -65,18 +67,18 @@ def choose(arm: str, pool: Pool, features: Tensor, chosen: Tensor, kept: Tensor,
     if arm == "pool":
         return torch.arange(len(pool))
     if arm == "without copies":
-        return kept[torch.randperm(len(kept), generator=chance)[:KEPT]]
+        return kept[torch.randperm(len(kept), generator=chance)[:keep]]
     if arm.startswith("true"):
         good = ((pool.topic == 0) & (pool.origin == torch.arange(len(pool)))).nonzero()[:, 0]
         if arm == "true scenes":
-            return good[torch.randperm(len(good), generator=chance)[:KEPT]]
+            return good[torch.randperm(len(good), generator=chance)[:keep]]
         kinds = pool.labels[good]
-        return good[torch.multinomial(1 / torch.bincount(kinds)[kinds].double(), KEPT, generator=chance)]
+        return good[torch.multinomial(1 / torch.bincount(kinds)[kinds].double(), keep, generator=chance)]
     if arm == "balanced":
-        return kept[balanced(clusters(features[kept], GROUPS, seed), KEPT, seed)]
+        return kept[balanced(clusters(features[kept], GROUPS, seed), keep, seed)]
     if arm == "retrieved":
-        return kept[retrieved(features[kept], chosen, KEPT)]
-    n = int(arm.removeprefix("random") or KEPT)
+        return kept[retrieved(features[kept], chosen, keep)]
+    n = int(arm.removeprefix("random") or keep)
     return torch.randperm(len(pool), generator=chance)[:n]
 
 
@@ -107,27 +109,29 @@ def found_copies(pool: Pool, first: Tensor) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--method", default="dinov2")
+    parser.add_argument("--keep", type=int, default=3000)
+    parser.add_argument("--minutes", type=float, default=3.0)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--out", type=Path, default=Path("runs/curation.json"))
     asked = parser.parse_args()
     pool = Pool(POOL)
-    guide, size = learn(["simclr", "--minutes", str(asked.minutes)], pool.images)
+    guide, size = learn(["simclr"], pool.images, asked.minutes)
     features, chosen = (extract(guide, x, size) for x in (pool.images, Scenes("val", n=CHOSEN).images))
     first = copies(thumbnails(pool.images), COPY)
     kept = (first == torch.arange(len(pool))).nonzero()[:, 0]
     done = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"arms": {}}
-    done |= {"copies": found_copies(pool, first), "minutes": asked.minutes}
+    done |= {"copies": found_copies(pool, first)} | {k: vars(asked)[k] for k in ("method", "keep", "minutes")}
     print(done["copies"], flush=True)
-    known, test = (parse_run(["dinov2"])[0].images(split) for split in ("train", "test"))
+    known, test = (parse_run([asked.method])[0].images(split) for split in ("train", "test"))
     for arm in asked.arms:
         for seed in asked.seeds:
             here = done["arms"].setdefault(arm, {})
             if str(seed) not in here:
-                rows = choose(arm, pool, features, chosen, kept, seed)
-                words = ["dinov2", "--minutes", str(asked.minutes), "--seed", str(seed)]
-                encoder, its_size = learn(words, pool.images[rows])
+                rows = choose(arm, asked.keep, pool, features, chosen, kept, seed)
+                words = [asked.method, "--seed", str(seed)]
+                encoder, its_size = learn(words, pool.images[rows], asked.minutes)
                 here[str(seed)] = describe(pool, rows) | scores.watch(encoder, known, test, its_size)
                 checkpoint.write_json(asked.out, done)
                 print(arm, seed, here[str(seed)], flush=True)
