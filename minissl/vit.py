@@ -8,7 +8,7 @@ Shapes: B images of H x W pixels, patches of p x p, a grid (h, w) = (H / p, W / 
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,26 @@ SIZES = {
 
 
 class ViT(nn.Module):
-    """A vision transformer, images (B, 3, H, W) -> Tokens. Make it with `vit`."""
+    """A vision transformer, images (B, 3, H, W) -> Tokens. `vit` makes one by its name.
+
+    Args:
+        dim: D.
+        depth: blocks.
+        heads: of each block's attention.
+        patch_size: pixels a side of a patch.
+        img_size: pixels a side of the images it is trained on; others are possible later.
+        stem: how pixels become patch vectors, one linear map of each patch or a few small convolutions.
+        drop_path: rate at which the last block's branches are left out; rises linearly from 0 at the first.
+        init_std: deviation of the blocks' first weights, DINO's 0.02; a narrow ViT learns faster from 1 / sqrt(width).
+        positions: what says where a patch is: learned vectors, or, as in DINOv3, rotary angles, which hold for any
+            grid; with none, a patch is only what it shows.
+        stretch: of rotary positions while training: shift, jitter and rescale, see `positions.Stretch`.
+        clip: the form of CLIP's image tower: a norm before the blocks, its approximate GELU, its epsilon.
+        registers: tokens besides, in which a large ViT may keep what it would else write over dull patches (Darcet et
+            al., Vision Transformers Need Registers, 2023, arXiv:2309.16588); 4 in DINOv2's models that have them.
+        layer_scale: factor on every branch at the start, learnt; 1e-5 in DINOv2; 0 leaves it out.
+        gated: SwiGLU in place of the perceptron, as in DINOv2's largest.
+    """
 
     def __init__(
         self,
@@ -41,10 +60,10 @@ class ViT(nn.Module):
         heads: int,
         patch_size: int,
         img_size: int,
-        stem: str = "patch",
+        stem: Literal["patch", "conv"] = "patch",
         drop_path: float = 0.0,
         init_std: float = 0.02,
-        positions: str = "learned",
+        positions: Literal["learned", "rotary", "none"] = "learned",
         stretch: tuple[float, float, float] = Stretch(),
         clip: bool = False,
         registers: int = 0,
@@ -67,6 +86,10 @@ class ViT(nn.Module):
         choices = {"activation": activation, "eps": eps, "layer_scale": layer_scale, "gated": gated}
         self.blocks = nn.ModuleList(Block(dim, heads, rate, **choices) for rate in rates)
         self.norm = nn.LayerNorm(dim, eps=eps)
+        self.draw(init_std)
+
+    def draw(self, init_std: float) -> None:
+        """The first weights of all but the patch embedding and the norms."""
         for layer in [m for m in self.blocks.modules() if isinstance(m, nn.Linear)]:
             nn.init.trunc_normal_(layer.weight, std=init_std)
             nn.init.zeros_(layer.bias)
@@ -184,40 +207,15 @@ class ViT(nn.Module):
         return weights[:, :, 0, 1 + self.registers :].unflatten(-1, grid)
 
 
-def vit(
-    name: Literal["nano", "tiny", "small", "base", "large"] = "small",
-    patch_size: int = 16,
-    img_size: int = 224,
-    *,
-    depth: int = 0,
-    stem: Literal["patch", "conv"] = "patch",
-    drop_path: float = 0.0,
-    init_std: float = 0.02,
-    positions: Literal["learned", "rotary", "none"] = "learned",
-    stretch: tuple[float, float, float] = (0.0, 1.0, 1.0),
-    clip: bool = False,
-    registers: int = 0,
-    layer_scale: float = 0.0,
-    gated: bool = False,
-) -> ViT:
+def vit(name: str = "small", patch_size: int = 16, img_size: int = 224, *, depth: int = 0, **choices: Any) -> ViT:
     """A ViT by name.
 
     Args:
-        name: the size; width, depth and heads stand in `SIZES`.
+        name: the size, of `SIZES`, where width, depth and heads stand.
         patch_size: pixels a side of a patch; a power of two for the conv stem.
         img_size: pixels a side of the images it is trained on; others are possible later.
         depth: blocks; 0: as many as the name says.
-        stem: how pixels become patch vectors, one linear map of each patch or a few small convolutions.
-        drop_path: rate at which the last block's branches are left out; rises linearly from 0 at the first.
-        init_std: deviation of the blocks' first weights, DINO's 0.02; a narrow ViT learns faster from 1 / sqrt(width).
-        positions: what says where a patch is: learned vectors, or, as in DINOv3, rotary angles, which hold for any
-            grid; with none, a patch is only what it shows.
-        stretch: of rotary positions while training: shift, jitter and rescale, see `positions.Stretch`.
-        clip: the form of CLIP's image tower: a norm before the blocks, its approximate GELU, its epsilon.
-        registers: tokens besides, in which a large ViT may keep what it would else write over dull patches (Darcet et
-            al., Vision Transformers Need Registers, 2023, arXiv:2309.16588); 4 in DINOv2's models that have them.
-        layer_scale: factor on every branch at the start, learnt; 1e-5 in DINOv2; 0 leaves it out.
-        gated: SwiGLU in place of the perceptron, as in DINOv2's largest.
+        choices: what else a `ViT` may be.
 
     Raises:
         InputError: for an unknown name, fewer than no blocks, or a size that the patches do not divide.
@@ -228,22 +226,7 @@ def vit(
         raise InputError(f"A ViT cannot have {depth} blocks; give 1 or more, or 0 for as many as its name says.")
     if img_size % patch_size or img_size < patch_size:
         raise InputError(f"Images of {img_size} pixels do not divide into patches of {patch_size}; change one.")
-    if stem == "conv" and 2 ** int(math.log2(patch_size)) != patch_size:
+    if choices.get("stem") == "conv" and 2 ** int(math.log2(patch_size)) != patch_size:
         raise InputError(f"The conv stem halves the image again and again, so a patch of {patch_size} cannot be made.")
     width, blocks, heads = SIZES[name]
-    return ViT(
-        width,
-        depth or blocks,
-        heads,
-        patch_size=patch_size,
-        img_size=img_size,
-        stem=stem,
-        drop_path=drop_path,
-        init_std=init_std,
-        positions=positions,
-        stretch=stretch,
-        clip=clip,
-        registers=registers,
-        layer_scale=layer_scale,
-        gated=gated,
-    )
+    return ViT(width, depth or blocks, heads, patch_size, img_size, **choices)

@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 ANCESTORS = {"dino": set(), "dinov2": {"dino"}, "dinov3": {"dino", "dinov2"}}  # "the literature"; no sibling
 FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "patches", "vit", "convnet", "text"}
-FOR_METHODS |= {"balance", "color", "masking", "parallel"}
+FOR_METHODS |= {"balance", "color", "heads", "masking", "parallel"}
 LOOPS = {"methods", "runs", "scores", "reports", "doctor", "lab", "train", "record", "__main__"}
 MODELS = {
     "encoders",
@@ -46,6 +46,7 @@ FORBIDDEN = {  # room: the rooms it may not import
     "teacher": LOOPS | {"augment", "views", "data", "evaluate", "visualize"},
     "balance": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel"},
     "patches": LOOPS | MODELS | {"data", "evaluate", "visualize"},
+    "heads": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel", "balance"},
     "positions": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel", "balance"},
     "masking": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel", "balance"},
     "color": LOOPS | MODELS | {"data", "evaluate", "visualize", "optim", "parallel"},
