@@ -55,6 +55,7 @@ def train_parser(method: str, preset: str) -> Parser:
     parser.add_argument("--preset", default=preset, help="cpu learns in minutes on two cores, gpu is the paper's")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the folder")
     parser.add_argument("--start", default="", help="a run to begin at the end of; sizes and rates may differ")
+    parser.add_argument("--teacher", default="", help="a run, or a method's exported file, to distil")
     parser.add_argument("--image_size", type=int, default=256, help="pixels a side the images are kept at")
     parser.add_class_arguments(TrainConfig)
     parser.add_class_arguments(kind, skip={"encoder"})
@@ -76,7 +77,7 @@ def parse_run(words: list[str]) -> tuple[runs.Run, dict]:
     loop = {field.name: asked[field.name] for field in fields(TrainConfig)}
     own = {name: asked[name] for name in options(find(method))}
     encoder = asked["encoder"] | {"img_size": asked["size"]}
-    run = runs.Run(method, asked["data"], asked["image_size"], encoder, own, loop, asked["start"])
+    run = runs.Run(method, asked["data"], asked["image_size"], encoder, own, loop, asked["start"], asked["teacher"])
     return run, asked | {"device": str(device)}
 
 

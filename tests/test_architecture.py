@@ -14,7 +14,12 @@ from minissl.method import available, find
 PACKAGE = Path(__file__).parent.parent / "minissl"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-ANCESTORS = {"dino": set(), "dinov2": {"dino"}, "dinov3": {"dino", "dinov2"}}  # "the literature"; no sibling
+ANCESTORS = {
+    "dino": set(),
+    "dinov2": {"dino"},
+    "dinov3": {"dino", "dinov2"},
+    "dinotxt": {"clip"},
+}  # no sibling
 FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "patches", "vit", "convnet", "text"}
 FOR_METHODS |= {"balance", "color", "heads", "masking", "parallel"}
 LOOPS = {"methods", "runs", "scores", "reports", "doctor", "lab", "train", "record", "__main__"}

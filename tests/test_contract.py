@@ -27,7 +27,7 @@ SMALL = {"size": 16, "local_size": 8, "local_crops": 1, "prototypes": 32, "hidde
 SMALL |= {"patch_prototypes": 32}
 SMALL |= {"embedding": 16, "text_width": 16, "text_depth": 2, "text_heads": 2, "length": 12, "vocabulary": 600}
 SAID = [("a dog",), ("a red cat", "a cat"), ("the sea",)]
-COMMAND = {"data", "out", "device", "preset", "resume", "image_size", "start"}
+COMMAND = {"data", "out", "device", "preset", "resume", "image_size", "start", "teacher"}
 
 
 def options_of(name):
@@ -101,8 +101,8 @@ def test_every_trained_parameter_gets_a_gradient_and_no_other(name):
 
 def test_after_step_alone_moves_an_encoder_that_is_not_trained(name):
     method = build(name)
-    if any(p.requires_grad for p in method.encoder.parameters()):
-        pytest.skip("the encoder is trained itself")
+    if getattr(find(name), "frozen", False) or any(p.requires_grad for p in method.encoder.parameters()):
+        pytest.skip("the encoder is trained itself, or not at all")
     before = [p.clone() for p in method.encoder.parameters()]
     with torch.no_grad():
         for p in method.parameters():
@@ -121,6 +121,8 @@ def test_steps_run_in_either_precision_whatever_is_drawn(name, precision):
 
 
 def test_a_step_moves_the_encoder_that_is_kept(name):
+    if getattr(find(name), "frozen", False):
+        pytest.skip("the encoder is given, and stays as it is")
     method, config = build(name), TrainConfig(lr=0.1, warmup=0.0, precision="fp32")
     before = {k: v.clone() for k, v in method.encoder.named_parameters()}
     train.training_step(method, train.make_optimizer(method, config), batch(), 0.1, config)

@@ -10,6 +10,7 @@ from minissl import checkpoint, train
 from minissl.augment import normalize
 from minissl.balance import sinkhorn_knopp
 from minissl.encoders import make_encoder
+from minissl.errors import InputError
 from minissl.method import find, options
 from minissl.methods.dino import cross_view_entropy
 from minissl.methods.dinov2 import DINOv2
@@ -204,3 +205,29 @@ def test_a_checkpoint_keeps_how_far_it_was(tmp_path):
     checkpoint.save_training(tmp_path / "x", method, train.make_optimizer(method, train.TrainConfig()), {"step": 1})
     checkpoint.load_method(tmp_path / "x", other)
     assert other.passed == 0.25
+
+
+def test_distillation_moves_a_smaller_encoder_and_nothing_else():
+    master = build()
+    torch.manual_seed(2)
+    small = DINOv3(make_encoder("nano", 4, 16, positions="rotary"), **{
+        k: v for k, v in SMALL.items() if k in options(DINOv3)
+    } | {"gram": 0.0, "hidden": 24})  # fmt: skip
+    small.learn_from(master)
+    kept, before = copy.deepcopy(small.teacher), copy.deepcopy(small.encoder)
+    config = train.TrainConfig(lr=1e-3, warmup=0.0, precision="fp32")
+    optimizer, losses = train.make_optimizer(small, config), []
+    small.train()
+    assert not small.teacher["encoder"].training
+    for i in range(12):
+        train.seed_step(0, 0)
+        losses.append(train.training_step(small, optimizer, batch(), i / 12, config)["loss"].item())
+    assert same(kept, small.teacher)
+    assert not same(before, small.encoder)
+    assert losses[-1] < losses[0] - 0.05
+    assert {k for k, p in small.named_parameters() if p.requires_grad and p.grad is None} == set()
+
+
+def test_a_teacher_with_other_heads_is_refused():
+    with pytest.raises(InputError, match="prototypes"):
+        build(prototypes=48).learn_from(build())

@@ -1,7 +1,7 @@
 """A run's folder outlives the options that come after it."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_a_run_from_before_an_option_of_its_encoder_goes_on(tmp_path):
     del content["run"]["encoder"]["depth"], content["run"]["options"]["stop_gradient"], content["run"]["start"]
     checkpoint.write_json(tmp_path / "config.json", content)
     found, _ = runs.read(tmp_path)
-    assert found == replace(run, options=found.options)
+    assert json.loads(json.dumps(asdict(found))) == json.loads(json.dumps(asdict(run)))  # but for tuples
     assert found.options["stop_gradient"] is True
     runs.check_folder(run, tmp_path, resume=True)
     deeper, _ = parse_run(["dino", "--device", "cpu", "--preset", "cpu", "--encoder.depth", "3"])

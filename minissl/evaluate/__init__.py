@@ -5,7 +5,7 @@ from minissl.evaluate.classify import knn, linear_probe
 from minissl.evaluate.destroy import what_survives
 from minissl.evaluate.features import extract, fine_patches, rank_me
 from minissl.evaluate.few_labels import few, few_labels, fine_tune
-from minissl.evaluate.segment import at_patches, correspondence, mean_iou, mutual, segment
+from minissl.evaluate.segment import at_patches, correspondence, mean_iou, mutual, name_patches, segment
 from minissl.evaluate.spread import alignment, spread, uniformity
 from minissl.evaluate.zero_shot import (
     class_vectors,
@@ -35,6 +35,7 @@ __all__ = [
     "mass_mask",
     "mean_iou",
     "mutual",
+    "name_patches",
     "pointing",
     "rank_me",
     "retrieval",

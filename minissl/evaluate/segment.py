@@ -84,3 +84,8 @@ def correspondence(a: Tensor, b: Tensor, parts_a: Tensor, parts_b: Tensor) -> fl
     found = parts_b.gather(1, (a @ b.mT).argmax(dim=-1))  # (P, N)
     there = (parts_a[:, :, None] == parts_b[:, None, :]).any(dim=-1) & (parts_a > 0)
     return float((found == parts_a)[there].float().mean())
+
+
+def name_patches(patches: Tensor, texts: Tensor) -> Tensor:
+    """Which of some texts (T, E) is each patch (B, h, w, E) nearest to? Its number, (B, h, w)."""
+    return (F.normalize(patches, dim=-1) @ F.normalize(texts, dim=-1).mT).argmax(dim=-1)

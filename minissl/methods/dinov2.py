@@ -122,6 +122,7 @@ class DINOv2(nn.Module):
     }
 
     make_head: ClassVar[Callable[..., nn.Module]] = DINOHead
+    hides = True  # from the student the patches that it is asked about
 
     def __init__(
         self,
@@ -184,7 +185,7 @@ class DINOv2(nn.Module):
         temperature = linear(**self.temperatures, progress=progress)
         seen = self.teacher["encoder"](large)
         masks, hidden = self.hide(seen.patches) if self.ibot else (None, None)
-        tokens = self.student["encoder"](large, *((masks, self.mask_token) if self.ibot else ()))
+        tokens = self.student["encoder"](large, *((masks, self.mask_token) if self.ibot and self.hides else ()))
         cls = [tokens.cls, *([self.student["encoder"](small).cls] if len(small) else [])]
         scores = self.student["head"](torch.cat(cls), frozen).float().unflatten(0, (-1, n))  # (V, B, K)
         target = self.targets("head", seen.cls, self.center, temperature)  # (2B, K)

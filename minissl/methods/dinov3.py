@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minissl.errors import InputError
 from minissl.method import Batch
 from minissl.methods.dino import DINOHead
 from minissl.methods.dinov2 import DINOv2
@@ -109,6 +110,35 @@ class DINOv3(DINOv2):
         self.gram, self.gram_from, self.gram_rise, self.local_weight = gram, gram_from, gram_rise, local_weight
         self.anchor_at, self.anchor_scale, self.mixed = anchor_at, anchor_scale, mixed
         self.passed = -1.0  # the progress of the last step
+        self.average: Teacher | None = None
+
+    def learn_from(self, master: DINOv2) -> None:
+        """Distil: the targets are a trained method's, which stays as it is; nothing is hidden (section 5.2).
+
+        Patches are compared where they would have been hidden. What is kept is a moving average of the student's
+        encoder, which is no one's target.
+
+        Raises:
+            InputError: if the two have not the same heads.
+        """
+        theirs, ours = ({k: p.network.last_layer.out_features for k, p in m.teacher.items() if "head" in k}
+                        for m in (master, self))  # fmt: skip
+        if theirs != ours:
+            raise InputError(f"The teacher's heads have {theirs} prototypes and these {ours}; give as many.")
+        self.teacher = nn.ModuleDict({name: Teacher(part.network) for name, part in master.teacher.items()})
+        self.average, self.hides = Teacher(self.student["encoder"]), False
+        self.mask_token.requires_grad_(False)
+
+    @property
+    def encoder(self) -> nn.Module:
+        return (self.average or self.teacher["encoder"]).network
+
+    def train(self, mode: bool = True) -> "DINOv3":
+        """As any module; but a frozen teacher's encoder is in evaluation mode always."""
+        super().train(mode)
+        if self.average is not None:
+            self.teacher["encoder"].eval()
+        return self
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         risen = min(max((progress - self.gram_from) / max(self.gram_rise, 1e-12), 0.0), 1.0)
@@ -126,11 +156,14 @@ class DINOv3(DINOv2):
         return terms
 
     def after_step(self, progress: float) -> None:
-        for name, part in self.student.items():
-            self.teacher[name].follow(part, self.momentum)
+        if self.average is not None:
+            self.average.follow(self.student["encoder"], self.momentum)
+        else:
+            for name, part in self.student.items():
+                self.teacher[name].follow(part, self.momentum)
         before = self.passed if self.passed < progress else -1.0  # a run that starts from another's end begins anew
         if any(before < time <= progress for time in self.anchor_at):
-            self.anchor.follow(self.teacher["encoder"].network, 0.0)
+            self.anchor.follow(self.encoder, 0.0)
         self.passed = progress
 
     def get_extra_state(self) -> Tensor:
