@@ -73,7 +73,7 @@ def read(out: Path) -> tuple[Run, Plan]:
     # A run from before there was some option was made as its default makes it, and may be gone on with.
     run = Run(**content["run"])
     makers = (signature(make_encoder).parameters, options(find(run.method)))
-    encoder, own = ({name: p.default for name, p in found.items()} for found in makers)
+    encoder, own = ({k: p.default for k, p in found.items() if p.default is not p.empty} for found in makers)
     return replace(run, encoder=encoder | run.encoder, options=own | run.options), Plan(**content["plan"])
 
 
@@ -115,3 +115,9 @@ def load_method(name_or_path: str | Path) -> nn.Module:
     method = read(out)[0].build()
     checkpoint.load_method(out / "checkpoint.safetensors", method)
     return method.eval().requires_grad_(False)
+
+
+def untrained(run: Run) -> nn.Module:
+    """The run's encoder with random weights."""
+    torch.manual_seed(run.loop["seed"])
+    return make_encoder(**run.encoder | {"weights": "none"}).eval().requires_grad_(False)

@@ -17,9 +17,8 @@ import torch
 from torch import nn
 
 from minissl import checkpoint, doctor, pretrained, train
-from minissl.config import Run, check_folder, load_method, read
+from minissl.config import Run, check_folder, load_method, read, untrained
 from minissl.data import Images
-from minissl.encoders import make_encoder
 from minissl.errors import InputError
 from minissl.evaluate import extract
 from minissl.machine import choose_device, choose_precision, fits
@@ -129,12 +128,6 @@ def export(out: Path, path: Path) -> None:
     card = {"run": asdict(run), "plan": asdict(plan), "metrics": json.loads(metrics.read_text(encoding="utf-8"))}
     checkpoint.write_json(path.with_suffix(".json"), card)
     print(f"Written: {path}, {path.stat().st_size / 1e6:.1f} MB, and its card {path.with_suffix('.json')}")
-
-
-def untrained(run: Run) -> nn.Module:
-    """The run's encoder with random weights."""
-    torch.manual_seed(run.loop["seed"])
-    return make_encoder(**run.encoder | {"weights": "none"}).eval().requires_grad_(False)
 
 
 def show(out: Path, test: Images | None = None) -> None:

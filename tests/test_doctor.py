@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from minissl import checkpoint, doctor, record, runs, train
+from minissl import checkpoint, config, doctor, record, runs, train
 from minissl.__main__ import main, train_parser
 from minissl.data import sources
 from minissl.data.scenes import Scenes
@@ -35,7 +35,7 @@ HEALTHY |= {"decoder_width": 32, "decoder_depth": 1}
 def small_world(monkeypatch):
     """A few scenes, a tiny encoder, and a log with a line for every step."""
     monkeypatch.setattr(sources, "Scenes", lambda split, size, seed: Scenes(split, size, 256, seed))
-    monkeypatch.setattr(runs, "make_encoder", lambda **choices: tiny_vit(4, 16, "conv"))
+    monkeypatch.setattr(config, "make_encoder", lambda **choices: tiny_vit(4, 16, "conv"))
     monkeypatch.setattr(record.Every, "__call__", lambda self: self.seconds == 1.0)
 
 
