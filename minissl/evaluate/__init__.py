@@ -7,6 +7,8 @@ from minissl.evaluate.features import extract, fine_patches, rank_me
 from minissl.evaluate.few_labels import few, few_labels, fine_tune
 from minissl.evaluate.segment import at_patches, correspondence, mean_iou, mutual, segment
 from minissl.evaluate.spread import alignment, spread, uniformity
+from minissl.evaluate.track import follow, propagate, track
+from minissl.evaluate.video import coherence, halves, j_and_f, segment_clip
 from minissl.evaluate.zero_shot import (
     class_vectors,
     in_templates,
@@ -22,6 +24,7 @@ __all__ = [
     "attention_iou",
     "attention_share",
     "class_vectors",
+    "coherence",
     "correspondence",
     "extract",
     "few",
@@ -29,18 +32,24 @@ __all__ = [
     "fine_attention",
     "fine_patches",
     "fine_tune",
+    "follow",
+    "halves",
     "in_templates",
+    "j_and_f",
     "knn",
     "linear_probe",
     "mass_mask",
     "mean_iou",
     "mutual",
     "pointing",
+    "propagate",
     "rank_me",
     "retrieval",
     "segment",
+    "segment_clip",
     "sentence_vectors",
     "spread",
+    "track",
     "uniformity",
     "what_survives",
     "zero_shot",

@@ -5,7 +5,7 @@ Jabri et al., Space-Time Correspondence as a Contrastive Random Walk, 2020 (arXi
 (Caron et al., 2021, arXiv:2104.14294) and DINOv3 (Siméoni et al., 2025, arXiv:2508.10104).
 
 Shapes: T frames of H x W pixels, a grid (h, w) of vectors of D numbers, K earlier frames, M numbers of objects. Patches
-ask by tiles of n, which look at the same S places of each earlier frame.
+ask by tiles of n, which look at the same S places of each earlier frame; most of the frame is never looked at.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ from minissl.errors import InputError
 from minissl.evaluate.segment import at_patches
 
 WINDOWS, UPSAMPLINGS = ("circle", "square"), ("nearest", "bilinear")
-TILE = 8  # patches a side; with more, most of what a tile looks at is too far from each of its patches
+TILE = 4, 8  # patches; of larger tiles, most that the tile looks at is too far from each of its patches
 
 
 @torch.no_grad()
@@ -50,62 +50,67 @@ def propagate(
         (h, w, M), which sum to 1 over M.
     """
     h, w, _ = current.shape
-    high, wide = min(TILE, h), min(TILE, w)  # of a tile
+    high, wide = min(TILE[0], h), min(TILE[1], w)
     down, across = min(radius, h - 1), min(radius, w - 1)  # no patch is farther away
-    around = (across, across, down, down)
-    context, labels = (F.pad(x, (0, 0, *around)) for x in (context, labels))
-    outside = F.pad(context.new_zeros(h, w), around, value=-torch.inf)
-    far = _far((high, wide), (down, across), radius, window).to(outside)
+    below = -h % high  # rows that fill the last tile
+    closed = _closed(h, (high, wide), (down, across), radius, window).to(context)
     out = labels.new_zeros(h, w, labels.shape[-1])
-    for left in _starts(w, wide):
-        columns = slice(left, left + wide + 2 * across)
-        strip, known = context[:, :, columns].contiguous(), labels[:, :, columns].contiguous()
-        for top in _starts(h, high):
-            rows, tile = slice(top, top + high + 2 * down), (slice(top, top + high), slice(left, left + wide))
-            sources, shown = strip[:, rows].flatten(1, 2), known[:, rows].flatten(1, 2)  # (K, S, D), (K, S, M)
-            closed = far + outside[rows, columns].flatten()  # (n, S)
-            found = _believe(current[tile].flatten(0, 1), sources, shown, closed, topk, temperature)
-            out[tile] = found.unflatten(0, (high, wide))
+    for left in [*range(0, w - wide, wide), w - wide]:  # strips of tiles; the last may lie over the one before
+        near = range(max(left - across, 0), min(left + wide + across, w))  # its columns and those around it
+        columns = slice(near.start, near.stop)
+        sources, shown = (  # of each tile a window onto the strip, which is not copied: (K, tiles, D, S) and M for D
+            F.pad(x[:, :, columns], (0, 0, 0, 0, down, down + below))
+            .flatten(1, 2)
+            .unfold(1, (high + 2 * down) * len(near), high * len(near))
+            for x in (context, labels)
+        )
+        own = slice(left, left + wide)
+        asking = F.pad(current[:, own], (0, 0, 0, 0, 0, below)).unflatten(0, (-1, high)).flatten(1, 2)  # (tiles, n, D)
+        shut = closed[..., near.start - left + across : near.stop - left + across].flatten(2)  # (tiles, n, S)
+        found = _believe(asking, sources, shown, shut, topk, temperature)
+        out[:, own] = found.unflatten(1, (high, wide)).flatten(0, 1)[:h]
     return F.normalize(out, p=1, dim=-1)
 
 
-def _starts(length: int, tile: int) -> list[int]:
-    """Where tiles begin that cover a length; the last may lie over the one before."""
-    return [*range(0, length - tile, tile), length - tile]
+def _closed(h: int, tile: tuple[int, int], reach: tuple[int, int], radius: int, window: str) -> Tensor:
+    """-inf where a patch of a tile may not look at a place around the tile, else 0.
 
-
-def _far(tile: tuple[int, int], reach: tuple[int, int], radius: int, window: str) -> Tensor:
-    """Which of the S places around a tile are too far from which of its n patches: (n, S), 0 or -inf."""
-    rows, columns = (
-        torch.arange(side)[:, None] + far - torch.arange(side + 2 * far) for side, far in zip(tile, reach)
-    )  # from a patch of the tile to a place, (side, side + 2 far)
-    rows, columns = rows[:, None, :, None], columns[None, :, None, :]
-    if window == "circle":
-        near = rows**2 + columns**2 <= radius**2
-    else:
-        near = (rows.abs() <= radius) & (columns.abs() <= radius)
-    return torch.zeros(near.shape).masked_fill(~near, -torch.inf).flatten(2).flatten(0, 1)
+    Returns:
+        (tiles, n, high + 2 down, wide + 2 across), of a strip of tiles over h rows.
+    """
+    (high, wide), (down, across) = tile, reach
+    row = torch.arange(-(-h // high))[:, None] * high + torch.arange(high)  # (tiles, high), of a patch
+    to = row[:, :1] - down + torch.arange(high + 2 * down)  # (tiles, high + 2 down), of a place
+    rows = (row[:, :, None] - to[:, None])[:, :, None, :, None]
+    columns = (torch.arange(wide)[:, None] + across - torch.arange(wide + 2 * across))[:, None]
+    near = (
+        (rows.abs() <= radius) & (columns.abs() <= radius)
+        if window == "square"
+        else (rows**2 + columns**2 <= radius**2)
+    )
+    near = near & ((to >= 0) & (to < h))[:, None, None, :, None] & (row < h)[:, :, None, None, None]
+    return torch.zeros(near.shape).masked_fill(~near, -torch.inf).flatten(1, 2)
 
 
 def _believe(asking: Tensor, sources: Tensor, shown: Tensor, closed: Tensor, topk: int, temperature: float) -> Tensor:
-    """The labels (n, M) of a tile's patches (n, D); `closed` (n, S) is -inf where one may not look."""
-    frames = len(sources)
-    cosines = torch.baddbmm(closed.expand(frames, -1, -1), asking.expand(frames, -1, -1), sources.mT)  # (K, n, S)
+    """The labels (tiles, n, M) of patches (tiles, n, D); `closed` (tiles, n, S) is added to the cosines."""
+    frames, most = len(sources), min(topk + 1, closed.shape[2])
+    cosines = closed.new_empty(frames, *closed.shape)  # (K, tiles, n, S)
+    for into, vectors in zip(cosines, sources):
+        torch.bmm(asking, vectors, out=into)
     # The best topk + 1 are in the topk + 1 places where the best of all frames is best: few numbers to sort.
-    most = min(topk + 1, cosines.shape[2])
-    places = cosines.amax(dim=0).topk(most).indices  # (n, most)
-    few = cosines.gather(2, places.expand(frames, -1, -1)).permute(1, 0, 2).flatten(1)  # (n, K most)
-    best, which = few.topk(min(topk + 1, few.shape[1]))  # (n, topk + 1)
-    places, times = places.gather(1, which % most), which // most
-    weights = (best[:, :topk] / temperature).softmax(dim=-1)[..., None]  # (n, topk, 1)
-    found = (weights * shown[times, places][:, :topk]).sum(dim=1)
-    last = best[:, min(topk, best.shape[1]) - 1]  # (n,)
-    tied = (best[:, topk:] == last[:, None]).any(dim=1) & (last > -torch.inf)
-    if tied.any():  # as in a flat sky of raw pixels
-        all_of_them = cosines[:, tied].transpose(0, 1).flatten(1)  # (t, K S)
-        weights = (all_of_them / temperature).masked_fill(all_of_them < last[tied, None], -torch.inf).softmax(dim=-1)
-        found[tied] = weights @ shown.flatten(0, 1)
-    return found
+    places = (cosines.amax(dim=0) + closed).topk(most).indices  # (tiles, n, most)
+    few = cosines.gather(3, places.expand(frames, -1, -1, -1)) + closed.gather(2, places)  # (K, tiles, n, most)
+    best, which = few.movedim(0, 2).flatten(2).topk(min(topk + 1, frames * most))  # (tiles, n, topk + 1)
+    last = best[..., :topk][..., -1:]  # (tiles, n, 1)
+    if ((best[..., topk:] == last) & (last > -torch.inf)).any():  # ties, as in a flat sky of raw pixels
+        cosines += closed
+        weights = ((cosines - best[..., :1]) / temperature).exp().masked_fill(cosines < last, 0)
+        return sum(a @ b.mT for a, b in zip(weights, shown)) / weights.sum(dim=(0, 3))[..., None]
+    tile = torch.arange(len(asking), device=asking.device)[:, None, None]
+    labels = shown[which // most, tile, :, places.gather(2, which % most)]  # (tiles, n, topk + 1, M)
+    weights = (best[..., :topk] / temperature).softmax(dim=-1)[..., None]
+    return (weights * labels[:, :, :topk]).sum(dim=2)
 
 
 def follow(
