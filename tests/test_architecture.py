@@ -17,7 +17,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ANCESTORS = {"dino": set(), "dinov2": {"dino"}, "dinov3": {"dino", "dinov2"}}  # "the literature"; no sibling
 FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "patches", "vit", "convnet", "text"}
 FOR_METHODS |= {"balance", "color", "masking", "parallel"}
-LOOPS = {"methods", "runs", "scores", "reports", "doctor", "lab", "train", "record", "__main__"}
+LOOPS = {"methods", "runs", "scores", "reports", "footage", "doctor", "lab", "train", "record", "__main__"}
 MODELS = {
     "encoders",
     "transformer",

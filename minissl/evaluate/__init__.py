@@ -3,7 +3,7 @@
 from minissl.evaluate.attention import attention_iou, attention_share, fine_attention, mass_mask, pointing
 from minissl.evaluate.classify import knn, linear_probe
 from minissl.evaluate.destroy import what_survives
-from minissl.evaluate.features import extract, fine_patches, rank_me
+from minissl.evaluate.features import extract, fine_patches, frame_patches, patch_of, rank_me
 from minissl.evaluate.few_labels import few, few_labels, fine_tune
 from minissl.evaluate.segment import at_patches, correspondence, mean_iou, mutual, segment
 from minissl.evaluate.spread import alignment, spread, uniformity
@@ -33,6 +33,7 @@ __all__ = [
     "fine_patches",
     "fine_tune",
     "follow",
+    "frame_patches",
     "halves",
     "in_templates",
     "j_and_f",
@@ -41,6 +42,7 @@ __all__ = [
     "mass_mask",
     "mean_iou",
     "mutual",
+    "patch_of",
     "pointing",
     "propagate",
     "rank_me",
