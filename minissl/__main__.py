@@ -1,5 +1,5 @@
 """python -m minissl train METHOD | evaluate DIR | show DIR | compare DIR DIR ... | few DIR DIR ...
-                         | doctor DIR | export DIR FILE
+                         | track ENCODER FOLDER | doctor DIR | export DIR FILE
 
 Every option is an argument of the method's constructor, of `encoders.make_encoder` (as --encoder.NAME) or of
 `train.TrainConfig`. Their defaults are the paper's; a preset replaces those that the hardware cannot afford.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from minissl import reports, runs
+from minissl import footage, reports, runs
 from minissl.data.sources import NAMES
 from minissl.encoders import make_encoder
 from minissl.errors import InputError
@@ -27,6 +27,7 @@ USAGE = f"""minissl: self-supervised vision, step by step
   python -m minissl show DIR
   python -m minissl compare DIR DIR ... --out FILE.png
   python -m minissl few DIR DIR ... --data NAME
+  python -m minissl track ENCODER FOLDER
   python -m minissl doctor DIR
   python -m minissl export DIR FILE.safetensors
 
@@ -122,6 +123,13 @@ def few(words: list[str]) -> None:
     reports.few(asked.dirs, asked.data, asked.dirs[0] / "few_labels.png", asked.seeds)
 
 
+def track(words: list[str]) -> None:
+    """`track ENCODER FOLDER ...`."""
+    parser = Parser(prog="minissl track", description=footage.track.__doc__.splitlines()[0])
+    parser.add_function_arguments(footage.track, as_positional=True)
+    footage.track(**parser.parse_args(words).as_dict())
+
+
 def doctor(words: list[str]) -> int:
     """`doctor DIR`."""
     parser = Parser(prog="minissl doctor", description=reports.diagnose.__doc__.splitlines()[0])
@@ -141,8 +149,8 @@ def export(words: list[str]) -> None:
 def main(words: list[str]) -> int:
     """Run a command. The exit code: 0 done, 1 the doctor found something, 2 bad input, 130 stopped by Ctrl-C."""
     commands = {
-        "train": train, "evaluate": evaluate, "show": show, "compare": compare, "few": few, "doctor": doctor,
-        "export": export,
+        "train": train, "evaluate": evaluate, "show": show, "compare": compare, "few": few, "track": track,
+        "doctor": doctor, "export": export,
     }  # fmt: skip
     try:
         if not words or words[0] in ("-h", "--help"):

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from minissl import checkpoint
 from minissl.convnet import ResNet, SmallCNN
 from minissl.errors import InputError
+from minissl.method import Tokens
+from minissl.patches import patchify
 from minissl.vit import vit
 
 
@@ -71,3 +73,21 @@ def put_weights(network: nn.Module, path: Path) -> None:
         network.load_state_dict(tensors)
     except RuntimeError:
         raise InputError(f"{path} holds another encoder; give the --encoder options it was trained with.") from None
+
+
+class Pixels(nn.Module):
+    """No network at all: a patch is its pixels. What every encoder has to beat.
+
+    Args:
+        patch_size: p, pixels a side of a patch.
+    """
+
+    def __init__(self, patch_size: int = 8):
+        super().__init__()
+        self.patch_size, self.dim = patch_size, 3 * patch_size**2
+
+    def forward(self, images: Tensor) -> Tokens:
+        """Images (B, 3, H, W), normalised, of whole patches; patches (B, H / p, W / p, 3 p p), and their mean."""
+        grid = (images.shape[-2] // self.patch_size, images.shape[-1] // self.patch_size)
+        patches = patchify(images, self.patch_size).unflatten(1, grid)
+        return Tokens(patches.mean(dim=(1, 2)), patches)

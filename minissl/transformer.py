@@ -18,9 +18,10 @@ from minissl.positions import Turn, rotate
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """softmax(q k' / sqrt(d)) v for (B, heads, T, d); if causal, a token sees itself and those before it.
 
-    On a GPU the fused kernel; on a CPU, where its backward pass is slow for short sequences, the formula as it stands.
+    On a GPU the fused kernel; on a CPU, where its backward pass is slow for short sequences, the formula as it stands,
+    until its T x T weights no longer fit into a core's cache.
     """
-    if q.is_cuda:
+    if q.is_cuda or q.shape[-2] > 256:
         return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
     weights = q * q.shape[-1] ** -0.5 @ k.mT  # (B, heads, T, T)
     if causal:

@@ -22,7 +22,7 @@ ANCESTORS = {
 }  # no sibling
 FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "patches", "vit", "convnet", "text"}
 FOR_METHODS |= {"balance", "color", "heads", "masking", "parallel"}
-LOOPS = {"methods", "runs", "scores", "reports", "doctor", "lab", "train", "record", "__main__"}
+LOOPS = {"methods", "runs", "scores", "reports", "footage", "doctor", "lab", "train", "record", "__main__"}
 MODELS = {
     "encoders",
     "transformer",

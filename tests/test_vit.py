@@ -188,6 +188,16 @@ def test_plain_attention_equals_the_fused_kernel():
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_a_long_sequence_is_the_formula_too(causal):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 1, 2, 300, 8, dtype=torch.float64)
+    weights = q @ k.mT / 8**0.5
+    if causal:
+        weights += torch.full((300, 300), -torch.inf, dtype=torch.float64).triu(1)
+    torch.testing.assert_close(attend(q, k, v, causal), weights.softmax(dim=-1) @ v, rtol=1e-10, atol=1e-12)
+
+
 def test_drop_path_leaves_out_whole_images_and_keeps_the_mean():
     torch.manual_seed(0)
     drop, x = DropPath(0.25), torch.ones(4000, 1, 3)

@@ -75,6 +75,33 @@ def fine_patches(encoder: nn.Module, images: Tensor, size: int, stride: int = 2)
 
 
 @torch.no_grad()
+def patch_of(encoder: nn.Module) -> int:
+    """Pixels a side of what one of an encoder's patches stands for."""
+    known = getattr(encoder, "patch_size", None)
+    device = next(iter(encoder.parameters()), torch.empty(0)).device
+    return known or 224 // encoder(torch.zeros(1, 3, 224, 224, device=device)).patches.shape[1]
+
+
+@torch.no_grad()
+def frame_patches(encoder: nn.Module, frames: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+    """The patches of a clip, frame by frame, so that a long one at high resolution need not be held at once.
+
+    Args:
+        encoder: images -> Tokens, in evaluation mode, on the device of the frames.
+        frames: (T, 3, H, W) uint8.
+        size: height and width to bring them to first, in whole patches.
+
+    Yields:
+        (h, w, D) of each frame.
+    """
+    for frame in frames:
+        image = frame[None].float() / 255
+        if image.shape[-2:] != tuple(size):
+            image = F.interpolate(image, size=size, mode="bicubic", antialias=True).clamp(0, 1)
+        yield encoder(normalize(image)).patches[0]
+
+
+@torch.no_grad()
 def extract(
     encoder: nn.Module, images: Tensor, size: int | None = None, batch_size: int = 256, pool: str = "cls"
 ) -> Tensor:
