@@ -222,8 +222,13 @@ def preset_method(name, preset):
     return find(name)(make_encoder(**encoder, img_size=size), **options)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+SLOW = pytest.mark.slow  # what repeats, in another precision or for another method, what is tried fast as well
+
+
+@pytest.mark.parametrize(
+    ("preset", "precision"),
+    [("cpu", "fp32"), ("cpu", "bf16"), pytest.param("gpu", "fp32", marks=SLOW), ("gpu", "bf16")],
+)
 def test_steps_stay_on_the_gpu(name, preset, precision):
     """Three with the small preset: what is drawn can change which operations run, and in which precision."""
     steps = 3 if preset == "cpu" else 1
@@ -288,6 +293,7 @@ def a_number_read_after_the_step(method):
         (a_number_read_after_the_step, "_local_scalar_dense"),
     ],
 )
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "dino" else SLOW) for n in available()])
 def test_what_is_wrong_on_a_gpu_is_caught(name, spoil, says):
     with pytest.raises(RuntimeError, match=says):
         fake_steps(build(name), TrainConfig(precision="fp32"), size=20, spoil=spoil)

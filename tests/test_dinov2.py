@@ -171,6 +171,7 @@ def ours_like(theirs, rename, **choices):
     return encoder.eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [70, 98])
 @pytest.mark.parametrize("registers", [0, 4])
 def test_the_vit_is_timms(registers, size):
@@ -211,6 +212,7 @@ JOINED = {"attn.qkv": ("attention.q_proj", "attention.k_proj", "attention.v_proj
           "mlp.w12": ("mlp.gate_proj", "mlp.up_proj")}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("size", [70, 98])
 @pytest.mark.parametrize("registers", [0, 4])

@@ -138,6 +138,7 @@ def transformers_():
     return lambda images: theirs(images).last_hidden_state, state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [timms, transformers_])
 def test_the_vit_is_the_fields(family):
     """At the size it was made for and at two others, one of them not square."""

@@ -224,6 +224,7 @@ def copy_weights(theirs, ours):
     assert not state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eos", [99, 2])  # 2 is what the published configurations say, and it means the largest id
 def test_transformer_equals_transformers(eos):
     from transformers import CLIPTextConfig, CLIPTextModelWithProjection

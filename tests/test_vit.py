@@ -32,6 +32,7 @@ def test_parameters_have_dinos_names():
     assert set(tiny_vit().state_dict()) == DINO_NAMES
 
 
+@pytest.mark.slow
 def test_equals_timm_forward_and_backward():
     torch.manual_seed(0)
     ours = tiny_vit().double()
@@ -47,6 +48,7 @@ def test_equals_timm_forward_and_backward():
         torch.testing.assert_close(parameter.grad, twins[name].grad, rtol=1e-9, atol=1e-9, msg=name)
 
 
+@pytest.mark.slow
 def test_equals_transformers():
     from transformers import ViTConfig, ViTModel
 
@@ -121,6 +123,7 @@ def test_patches_lie_where_the_image_has_them(stem):
     assert change[2:, :2].sum() > 0.5 * change.sum()  # all of it for the linear stem; convolutions see further
 
 
+@pytest.mark.slow
 def test_attention_is_the_class_tokens_row_of_timms_softmax():
     torch.manual_seed(0)
     ours = tiny_vit()
@@ -226,6 +229,7 @@ def test_what_cannot_be_cut_into_patches_is_said():
         vit("nano", 6, 12, stem="conv")
 
 
+@pytest.mark.slow
 def test_the_image_tower_of_clip_equals_transformers():
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
