@@ -51,7 +51,7 @@ def slow_propagate(current, context, labels, radius, topk, temperature, window):
 @pytest.mark.parametrize("window", ["circle", "square"])
 @pytest.mark.parametrize(
     ("h", "w", "radius", "topk"),
-    [(3, 10, 2, 5), (9, 17, 3, 5), (8, 8, 2, 4), (1, 12, 12, 5), (5, 4, 9, 50), (10, 9, 1, 1), (2, 2, 0, 5)],
+    [(3, 10, 2, 5), (9, 11, 3, 5), (8, 8, 2, 4), (1, 12, 12, 5), (5, 4, 9, 50), (10, 9, 1, 1), (2, 2, 0, 5)],
 )
 def test_tiles_are_the_plain_loops(h, w, radius, topk, window):
     current, context = F.normalize(wave(h, w, 5), dim=-1), F.normalize(wave(3, h, w, 5, c=0.37, phase=0.2), dim=-1)
@@ -65,8 +65,8 @@ def test_all_that_are_as_similar_as_the_last_are_believed():
     """Vectors along the axes have cosines of 0 and 1 only, so that nearly every patch has ties."""
     torch.manual_seed(0)
     axes = torch.eye(3, dtype=torch.float64)
-    current, context = axes[torch.randint(0, 3, (9, 11))], axes[torch.randint(0, 3, (2, 9, 11))]
-    labels = axes[torch.randint(0, 3, (2, 9, 11))]
+    current, context = axes[torch.randint(0, 3, (7, 9))], axes[torch.randint(0, 3, (2, 7, 9))]
+    labels = axes[torch.randint(0, 3, (2, 7, 9))]
     for topk in (1, 5, 40):
         arguments = (current, context, labels, 3, topk, 0.2, "circle")
         assert torch.allclose(propagate(*arguments), slow_propagate(*arguments), atol=1e-9)
@@ -147,6 +147,7 @@ def test_a_frame_need_not_be_a_whole_number_of_patches():
         ({"first_mask": torch.zeros(4, 4)}, "fractions"),
         ({"first_mask": torch.zeros(1, 4, 4).long()}, r"\(1, 4, 4\)"),
         ({"features": torch.zeros(4, 4, 3)}, r"\(T, h, w, D\)"),
+        ({"features": torch.zeros(0, 4, 4, 3)}, r"\(0, 4, 4, 3\)"),
     ],
 )
 def test_what_cannot_be_tracked_is_said(options, says):

@@ -113,6 +113,7 @@ def _believe(asking: Tensor, sources: Tensor, shown: Tensor, closed: Tensor, top
     return (weights * labels[:, :, :topk]).sum(dim=2)
 
 
+@torch.no_grad()
 def follow(
     features: Iterable[Tensor],
     first_mask: Tensor,
@@ -157,7 +158,7 @@ def _decide(labels: Tensor, size: torch.Size, upsampling: str) -> Tensor:
     maps = maps - maps.amin((-2, -1), keepdim=True)
     maps = maps / maps.amax((-2, -1), keepdim=True).clamp_min(1e-12)
     found = maps.argmax(dim=1, keepdim=True)  # (1, 1, ...)
-    return found[0, 0] if upsampling == "bilinear" else F.interpolate(found.double(), size=size)[0, 0].long()
+    return found[0, 0] if upsampling == "bilinear" else F.interpolate(found.float(), size=size)[0, 0].long()
 
 
 @torch.no_grad()
@@ -192,7 +193,7 @@ def track(
         InputError: for shapes that do not fit, a mask that is not of integers, or an option out of its range.
     """
     check_options(context, radius, topk, temperature, window, upsampling)
-    if features.ndim != 4 or first_mask.ndim != 2:
+    if features.ndim != 4 or len(features) == 0 or first_mask.ndim != 2:
         raise InputError(
             f"Features are (T, h, w, D) and the first mask is (H, W); these are {tuple(features.shape)} and "
             f"{tuple(first_mask.shape)}."
