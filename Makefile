@@ -67,10 +67,11 @@ dino: $(READY)  ## the longer DINO that chapter 3.3 loads, its emergence and the
 	$(PYTHON) -m tests.benchmarks.emergence dino --minutes 0 --epochs 20 --film runs/emergence.safetensors
 	$(PYTHON) -m tests.benchmarks.collapse --out runs/collapse.jsonl
 
-dinov2: $(READY)  ## the longer DINOv2 that chapter 3.4 loads, its ladder and what curation does (4 hours, runs/dinov2)
+dinov2: $(READY)  ## the longer DINOv2 that chapter 3.4 loads, its ladder and what curation does (5 hours, runs/dinov2)
 	$(PYTHON) -m minissl train dinov2 --batch_size 128 --minutes 10 --out runs/dinov2 --resume
 	$(PYTHON) -m tests.benchmarks.ladder
 	$(PYTHON) -m tests.benchmarks.curation --minutes 3
+	$(PYTHON) -m tests.benchmarks.curation --method simclr --keep 300 --minutes 2.5 --out runs/curation_few.json
 
 lab: $(READY)  ## open JupyterLab on the chapters
 	$(PYTHON) -m jupyterlab chapters

@@ -28,7 +28,7 @@ HEALTHY |= {"prototypes": 32, "hidden": 32, "bottleneck": 16, "batch_norm": True
 HEALTHY |= {"teacher_temperature": 0.02, "warmup_temperature": 0.02, "momentum": 0.9, "classes": 10}
 HEALTHY |= {"scale": (0.6, 1.0), "strength": 0.5, "blur": 0.0, "temperature": 0.2, "projection": 32}
 HEALTHY |= {"embedding": 16, "text_width": 32, "text_depth": 1, "text_heads": 2, "vocabulary": 700, "length": 24}
-HEALTHY |= {"decoder_width": 32, "decoder_depth": 1}
+HEALTHY |= {"decoder_width": 32, "decoder_depth": 1, "anchor_scale": 1.0}
 
 
 @pytest.fixture(autouse=True)
