@@ -102,7 +102,7 @@ class DINOv3(DINOv2):
             "momentum": 0.994,
             "final_lr": 2e-3,
             "final_weight_decay": 0.04,
-            "anchor_at": (0.2,),  # an early teacher, whose patches are the sharpest
+            "anchor_at": (0.2,),  # an early teacher, whose patches the paper found the best
             "gram_from": 0.8,
         },
     }
