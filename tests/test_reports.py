@@ -62,6 +62,7 @@ def test_runs_on_different_data_are_not_compared(runs, capsys):
     assert "python -m minissl evaluate" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_few_labels_of_another_task(runs, monkeypatch, capsys):
     monkeypatch.setattr("minissl.reports.COUNTS", (1, 2))
     assert main(["few", str(runs / "known"), "--data", "scenes:new", "--seeds", "2"]) == 0

@@ -122,6 +122,7 @@ def test_few_takes_as_many_of_each_class_as_asked_for():
     assert len(few(labels, 100, seed=0)) == 30
 
 
+@pytest.mark.slow
 def test_few_labels_are_enough_for_features_that_know_the_task(learnt):
     torch.manual_seed(3)
     encoder, train, test = learnt[0].encoder, squares(60, seed=5), squares(60, seed=6)
