@@ -16,10 +16,10 @@ To read it in order:
     visualize/  what they look like
 
 Around these: `data` (the world Scenes, real data sets, folders), `encoders` (each by its name), `checkpoint` and
-`record` (nothing is lost), `machine` (device, precision, what a run will take), `config` (what was
-asked for), `runs` (a run and its folder), `scores` and `reports` (the numbers of a run, of several), `footage` (objects followed through clips), `doctor` (why a run does
-not learn), `lab` (collapse, provoked), `pretrained` (a network from a file), `film` (attention while it is learnt),
-`exercises` (their checks).
+`record` (nothing is lost), `machine` (device, precision, what a run will take), `config` (what was asked for), `runs`
+(a run and its folder), `scores` and `reports` (the numbers of a run, of several), `footage` (objects followed through
+clips), `doctor` (why a run does not learn), `lab` (collapse, provoked), `pretrained` (a network from a file), `film`
+(attention while it is learnt), `exercises` (their checks).
 
 The command is `python -m minissl`.
 """
