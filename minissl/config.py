@@ -53,7 +53,10 @@ class Run:
     def build(self) -> nn.Module:
         """The method as it is before the first step; the same every time."""
         torch.manual_seed(self.loop["seed"])
-        method = find(self.method)(make_encoder(**self.encoder), **self.options)
+        kind = find(self.method)
+        if getattr(kind, "frozen", False) and self.encoder.get("weights", "none") == "none":
+            raise InputError(f"{self.method} learns on a trained encoder; say which, as --encoder.weights runs/dinov3.")
+        method = kind(make_encoder(**self.encoder), **self.options)
         if self.teacher and not hasattr(method, "learn_from"):
             raise InputError(f"{self.method} does not distil; leave --teacher out, or train dinov3.")
         if self.teacher:

@@ -71,6 +71,7 @@ def begin_from(folder: Path, method: nn.Module) -> None:
     """Put the whole state of another run into a method, as a start: teacher, heads and all.
 
     Sizes of crops may differ, as for a last phase at high resolution: learned positions are resampled to the new grid.
+    A part that this method does without, as the head of a loss whose weight is now 0, is left where it is.
 
     Raises:
         InputError: if the run is of another method or another encoder.
@@ -84,12 +85,14 @@ def begin_from(folder: Path, method: nn.Module) -> None:
             grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=new < side)
             state[name] = torch.cat([state[name][:, :1], grid.flatten(2).mT], dim=1)
     try:
-        method.load_state_dict(state)
-    except RuntimeError:
+        missing = method.load_state_dict(state, strict=False).missing_keys
+    except RuntimeError:  # of the same names, but other shapes
+        missing = ["some"]
+    if missing:
         raise InputError(
             f"{folder} holds another method or another encoder; give the options it was trained with, "
             "of which only sizes, rates and weights of terms may differ."
-        ) from None
+        )
 
 
 def _read(name_or_path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

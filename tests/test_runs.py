@@ -50,5 +50,22 @@ def test_a_run_begins_where_another_ended_at_another_size(tmp_path):
     images = torch.rand(2, 3, 64, 64)
     near = F.cosine_similarity(first.encoder.eval()(images).cls, second.encoder.eval()(images).cls)
     assert near.min() > 0.99  # the first resamples its positions on the way
-    with pytest.raises(InputError, match="another method or another encoder"):
-        pretrained.begin_from(tmp_path, parse_run(["dino", "--device", "cpu", "--preset", "cpu"])[0].build())
+    for other in (["simclr"], ["dinov2", "--encoder.depth", "2"], ["dinov2", "--prototypes", "8"]):
+        with pytest.raises(InputError, match="another method or another encoder"):
+            pretrained.begin_from(tmp_path, parse_run([*other, "--device", "cpu", "--preset", "cpu"])[0].build())
+
+
+def test_a_part_that_a_run_does_without_is_left_where_it_was(tmp_path):
+    words = ["dinov3", "--device", "cpu", "--preset", "cpu"]
+    first, second = (parse_run([*words, *more])[0].build() for more in ([], ["--ibot", "0", "--seed", "1"]))
+    state = {f"method.{name}": t for name, t in first.state_dict().items()}
+    checkpoint.save_tensors(tmp_path / "checkpoint.safetensors", state, {"step": 1})
+    pretrained.begin_from(tmp_path, second)
+    assert "patch_head" in first.student and "patch_head" not in second.student
+    for name, new in second.state_dict().items():
+        assert torch.equal(first.state_dict()[name], new), name
+
+
+def test_words_are_learnt_on_a_trained_encoder_only():
+    with pytest.raises(InputError, match="--encoder.weights runs/dinov3"):
+        parse_run(["dinotxt", "--device", "cpu", "--preset", "cpu"])[0].build()

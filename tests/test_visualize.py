@@ -11,6 +11,7 @@ from minissl.visualize import (
     frame_figure,
     layers_figure,
     masks_figure,
+    overlay,
     picture_grid,
     points_figure,
     seeds_figure,
@@ -157,3 +158,16 @@ def test_every_seed_is_seen_beside_the_mean():
     assert (low, high) == (1, 3)  # one deviation on either side
     assert left.get_xlim()[0] == right.get_xlim()[0] == 0
     assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b"]
+
+
+def test_each_object_has_one_colour_in_all_frames_and_the_ground_keeps_its_own():
+    frames = torch.full((2, 3, 2, 3), 100, dtype=torch.uint8)
+    masks = torch.tensor([[[0, 1, 2], [255, 1, 7]], [[1, 0, 2], [0, 0, 8]]], dtype=torch.uint8)
+    shown = overlay(frames, masks)
+    plain = torch.full((3,), 100 / 255)
+    for place in ((0, 0, 0), (0, 1, 0), (1, 0, 1), (1, 1, 0)):
+        torch.testing.assert_close(shown[place[0], :, place[1], place[2]], plain)
+    torch.testing.assert_close(shown[0, :, 0, 1], shown[1, :, 0, 0])
+    torch.testing.assert_close(shown[0, :, 0, 2], shown[1, :, 0, 2])
+    torch.testing.assert_close(shown[0, :, 1, 2], shown[0, :, 0, 1])  # the colours of object 1 come again at 7
+    assert (shown[0, :, 0, 1] - shown[0, :, 0, 2]).abs().sum() > 0.3

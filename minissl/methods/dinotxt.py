@@ -34,6 +34,8 @@ class DINOtxt(CLIP):
             "encoder.name": "nano",
             "encoder.patch_size": 8,
             "encoder.stem": "conv",
+            "encoder.positions": "rotary",  # these four as of DINOv3's preset
+            "encoder.registers": 4,
             "head_depth": 1,  # 2 in the paper, on 12 to 24
         },
         "gpu": CLIP.presets["gpu"],

@@ -17,7 +17,7 @@ from minissl.visualize.charts import (
 )
 from minissl.visualize.collapse import collapse_figure, lab_figure
 from minissl.visualize.curves import curves_figure
-from minissl.visualize.grid import found_figure, picture_grid
+from minissl.visualize.grid import found_figure, overlay, picture_grid
 from minissl.visualize.pca import pca_figure, pca_rgb
 from minissl.visualize.similarity import matches_figure, neighbors_figure, similarity, similarity_figure
 from minissl.visualize.views import views_figure
@@ -38,6 +38,7 @@ __all__ = [
     "matches_figure",
     "matrices_figure",
     "neighbors_figure",
+    "overlay",
     "pca_figure",
     "pca_rgb",
     "picture_grid",

@@ -6,9 +6,13 @@ Figures are made without pyplot's global state, so that they work in scripts, no
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 import torch.nn.functional as F
+from matplotlib.colors import hex2color
 from matplotlib.figure import Figure
 from torch import Tensor
+
+OBJECTS = ("#e03131", "#1c7ed6", "#fcc419", "#ae3ec9", "#12b886", "#f76707")  # seen on any ground
 
 
 def to_array(image: Tensor) -> np.ndarray:
@@ -55,6 +59,19 @@ def picture_grid(
                 axis.imshow(shown, cmap=colormap, interpolation="nearest", vmin=low, vmax=high)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def overlay(frames: Tensor, masks: Tensor) -> Tensor:
+    """Frames (T, 3, H, W) uint8 with every object in a colour of its own, float in [0, 1].
+
+    Args:
+        frames: as they are.
+        masks: (T, H, W) integers, numbers of objects; 0 and 255, DAVIS's void, are left as they are.
+    """
+    colors = frames.new_tensor([hex2color(color) for color in OBJECTS], dtype=torch.float)  # (6, 3)
+    shown = (masks > 0) & (masks != 255)
+    paint = colors[(masks.long() - 1).clamp_min(0) % len(OBJECTS)].movedim(-1, 1)  # (T, 3, H, W)
+    return torch.where(shown[:, None], 0.35 * frames / 255 + 0.65 * paint, frames / 255)
 
 
 def found_figure(images: Tensor, scores: Tensor, title: str, n: int = 8) -> Figure:
