@@ -19,9 +19,10 @@ DATA ?= scenes
 OUT ?= runs/chapter3
 OPTIONS ?=
 FOLDER ?=
+PUPIL := --gram 0 --ibot 1 --patch_prototypes 0 --minutes 4
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino dinov2 lab test test-fast check format calibration arena bench-views clean
+.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino dinov2 dinov3 lab test test-fast check format calibration arena bench-views clean
 
 help:  ## this list
 	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
@@ -72,6 +73,14 @@ dinov2: $(READY)  ## the longer DINOv2 that chapter 3.4 loads, its ladder and wh
 	$(PYTHON) -m tests.benchmarks.ladder
 	$(PYTHON) -m tests.benchmarks.curation --minutes 3
 	$(PYTHON) -m tests.benchmarks.curation --method simclr --keep 300 --minutes 2.5 --out runs/curation_few.json
+
+dinov3: $(READY)  ## patches that decay and the anchor that holds them, words, a family: chapter 3.5 (2 hours, runs/dinov3)
+	$(PYTHON) -m tests.benchmarks.decay --out runs/decay/decay.json
+	$(PYTHON) -m minissl train dinov3 --start runs/decay/anchored_0 --ibot 0 --anchor_at [] --gram_from 0 --gram_rise 0 --mixed "[[32,16,0.4],[64,32,0.6]]" --lr 5e-4 --final_lr 5e-5 --minutes 0 --epochs 3 --out runs/dinov3 --resume
+	$(PYTHON) -m minissl train dinotxt --encoder.weights runs/dinov3 --out runs/dinotxt --resume
+	$(PYTHON) -m minissl train dinov3 --teacher runs/dinov3 $(PUPIL) --encoder.name tiny --encoder.depth 1 --out runs/family/tiny --resume
+	$(PYTHON) -m minissl train dinov3 --teacher runs/dinov3 $(PUPIL) --encoder.stem patch --out runs/family/linear --resume
+	$(PYTHON) -m tests.benchmarks.family runs/dinov3 runs/family/tiny runs/family/linear --out runs/family.json
 
 lab: $(READY)  ## open JupyterLab on the chapters
 	$(PYTHON) -m jupyterlab chapters

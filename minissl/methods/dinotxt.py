@@ -37,6 +37,7 @@ class DINOtxt(CLIP):
             "encoder.positions": "rotary",  # these four as of DINOv3's preset
             "encoder.registers": 4,
             "head_depth": 1,  # 2 in the paper, on 12 to 24
+            "minutes": 7.0,
         },
         "gpu": CLIP.presets["gpu"],
     }
