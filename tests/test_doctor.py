@@ -44,7 +44,8 @@ def write_run(out, name, steps=100, loop=None, **options):
     defaults = {p.name: p.default for p in options_of(find(name)).values()}
     options = defaults | {key: value for key, value in (HEALTHY | options).items() if key in defaults}
     config = TrainConfig(**{"batch_size": 16, "lr": 2e-3, "precision": "fp32", "watch_minutes": 9.0} | (loop or {}))
-    run = runs.Run(name, "scenes", 16, {"name": "nano", "img_size": 16}, options, asdict(config))
+    encoder = {"name": "nano", "img_size": 16, "weights": "a run's"}  # some methods learn on a trained encoder only
+    run = runs.Run(name, "scenes", 16, encoder, options, asdict(config))
     out.mkdir(exist_ok=True)
     checkpoint.write_json(out / "config.json", {"run": asdict(run), "plan": asdict(Plan(steps, 0.01, 0))})
     return run
