@@ -85,10 +85,11 @@ def begin_from(folder: Path, method: nn.Module) -> None:
             grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=new < side)
             state[name] = torch.cat([state[name][:, :1], grid.flatten(2).mT], dim=1)
     try:
-        missing = method.load_state_dict(state, strict=False).missing_keys
-    except RuntimeError:  # of the same names, but other shapes
-        missing = ["some"]
-    if missing:
+        missing, left = method.load_state_dict(state, strict=False)
+        fits = not missing and not any("encoder." in name for name in left)  # of an encoder, nothing may be left
+    except RuntimeError:  # the same names, but other shapes
+        fits = False
+    if not fits:
         raise InputError(
             f"{folder} holds another method or another encoder; give the options it was trained with, "
             "of which only sizes, rates and weights of terms may differ."

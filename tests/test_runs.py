@@ -67,6 +67,15 @@ def test_a_part_that_a_run_does_without_is_left_where_it_was(tmp_path):
         assert torch.equal(first.state_dict()[name], new), name
 
 
+def test_no_part_of_an_encoder_is_left(tmp_path):
+    words = ["dinov3", "--device", "cpu", "--preset", "cpu"]
+    deep, plain = (parse_run([*words, *more])[0].build() for more in (["--encoder.depth", "2"], []))
+    state = {f"method.{name}": t for name, t in deep.state_dict().items()}
+    checkpoint.save_tensors(tmp_path / "checkpoint.safetensors", state, {"step": 1})
+    with pytest.raises(InputError, match="another method or another encoder"):
+        pretrained.begin_from(tmp_path, plain)
+
+
 def test_words_are_learnt_on_a_trained_encoder_only():
     with pytest.raises(InputError, match="on a trained encoder"):
         parse_run(["dinotxt", "--device", "cpu", "--preset", "cpu"])[0].build()

@@ -79,7 +79,7 @@ class DINOv3(DINOv2):
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # DINOv2's preset with schedules that stay constant, which learns much faster than its own.
+        # DINOv2's preset, with schedules that stay constant as in the paper.
         "cpu": DINOv2.presets["cpu"]
         | {
             "encoder.positions": "rotary",

@@ -12,7 +12,6 @@ import itertools
 import json
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -96,8 +95,6 @@ def learn(
     if start is not None:
         pretrained.begin_from(start, method)
         method.anchor.load_state_dict(method.teacher["encoder"].state_dict())
-    config = train.TrainConfig(**run.loop)
-    config = replace(config, precision=train.choose_precision(config.precision, torch.device("cpu")))
     count = itertools.count(1)
 
     def after_a_step() -> dict[str, float]:
@@ -107,7 +104,7 @@ def learn(
             print(words, step, seen[step], flush=True)
         return {}
 
-    train.learn(method, data, config, steps, after_a_step, every=1)
+    train.learn(method, data, train.TrainConfig(**run.loop), steps, after_a_step, every=1)
     return run, method, seen
 
 
