@@ -1,0 +1,175 @@
+"""One table for the whole course: every method with the same encoder, data and minutes, measured alike.
+
+Each cell, a method from a seed, is a run in a folder of its own, with its log and its checkpoint: what was stopped goes
+on, what is measured is not run again, and several cells may run side by side. On a CPU the budget is the CPU's time,
+not the clock's, which counts what else the machine does.
+
+    python -m tests.benchmarks.scoreboard [--minutes 5] [--seeds 0 1 2] [--jobs 2] [--data scenes] [--preset gpu]
+"""
+
+import argparse
+import json
+import multiprocessing
+import re
+import statistics
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from minissl import checkpoint, pretrained, runs, scores, train
+from minissl.__main__ import parse_run
+from minissl.data.video import Clips
+from minissl.machine import Plan, choose_device, choose_precision, memory_used
+from minissl.record import read_log
+from tests.benchmarks.decay import tracked
+from tests.benchmarks.ladder import seconds_a_step
+
+ROWS = {
+    "random": "transfer",
+    "supervised": "transfer",
+    "CLIP": "clip",
+    "rotation": "pretext --task rotation",
+    "colorization": "pretext --task colorization",
+    "inpainting": "pretext --task mae --ratio 0.5",
+    "SimCLR": "simclr",
+    "DINO": "dino",
+    "DINOv2": "dinov2",
+    "DINOv3": "dinov3",
+}
+ENCODER = {  # whatever a preset has
+    "cpu": "--encoder.name nano --encoder.patch_size 8 --encoder.stem conv --encoder.init_std 0.088",
+    "gpu": "--encoder.name small --encoder.patch_size 16",
+}
+LARGE = {"SimCLR": "--optimizer adamw --lr 5e-4 --weight_decay 0.04"}  # on a GPU: LARS is for convolutions
+IMAGE = {  # what is read of the vector of an image
+    "knn": "k-NN, object",
+    "linear": "linear, object",
+    "few_10": "10 labels a kind",
+    "linear_color": "linear, color",
+    "linear_action": "action",
+    "linear_place": "place",
+    "zero_shot_object": "zero-shot, object",
+    "rank_me": "RankMe",
+}
+PATCHES = {  # of its patches, and what it cost
+    "attention_head_iou": "attention, IoU",
+    "miou_object": "patches, object (mIoU)",
+    "miou_part": "part (mIoU)",
+    "correspondence": "correspondence",
+    "J&F": "J&F, clips",
+    "images_per_second": "images/s",
+    "memory": "memory, GB",
+}
+PLAIN = ("rank_me", "images_per_second", "memory")  # numbers that are not shares of one
+
+
+def asked_of(row: str, seed: int, data: str, preset: str) -> runs.Run:
+    """The run of a cell."""
+    words = [*ROWS[row].split(), *ENCODER[preset].split(), "--data", data, "--preset", preset, "--seed", str(seed)]
+    return parse_run(words + (LARGE.get(row, "").split() if preset == "gpu" else ["--device", "cpu"]))[0]
+
+
+def fill(cell: tuple[str, int, dict]) -> str:
+    """Train one row from one seed, or go on with it, and measure it; says what was found."""
+    row, seed, options = cell
+    out = Path(options["out"]).parent / f"{row}_{seed}"
+    torch.set_num_threads(options["threads"])
+    device = choose_device("cpu" if options["preset"] == "cpu" else None)
+    run = asked_of(row, seed, options["data"], options["preset"])
+    data, test = run.images("train"), run.images("test")
+    method = run.build().to(device)
+    if row != "random":
+        speed = learn(run, method, data.to(device), out, options["minutes"])
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        pretrained.save(method.encoder, run.encoder, out / "encoder.safetensors")
+        speed = {}
+    encoder, parts = method.encoder.eval(), (data.some(20_000).to(device), test.some(5_000).to(device))
+    found = scores.score(encoder, *parts, run.size, run.reads)
+    if test.masks is not None:
+        found |= scores.score_patches(encoder, data.some(300).to(device), test.some(300).to(device), run.size)
+        clips = (Clips("test", 128, 24, 20)[i] for i in range(20))
+        found["J&F"] = tracked(encoder, [clip for clip in clips if (clip.masks[0] > 0).any()])
+    if hasattr(method, "embed_text"):
+        found |= scores.score_text(method.eval(), parts[1], run.size)
+    checkpoint.write_json(out / "metrics.json", {"data": run.data} | found | speed)
+    return f"{row} {seed}: k-NN {100 * found['knn']:.1f}, linear {100 * found['linear']:.1f}, {speed}"
+
+
+def learn(run: runs.Run, method: torch.nn.Module, data, out: Path, minutes: float) -> dict[str, float]:
+    """Train in the folder, from its checkpoint if there is one. Returns what it cost."""
+    device = next(method.parameters()).device
+    config = train.TrainConfig(**run.loop)
+    config = replace(config, precision=choose_precision(config.precision, device))
+    runs.prepare(method, data)
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "config.json").exists():
+        each = seconds_a_step(method, data, config)
+        plan = Plan(max(1, int(60 * minutes / each)), each, memory_used(device))
+        checkpoint.write_json(out / "config.json", {"run": asdict(run), "plan": asdict(plan)})
+    plan = runs.read(out)[1]
+    start = time.process_time() if device.type == "cpu" else time.perf_counter()
+    train.fit(
+        method, data, config, plan.steps, out, watch=lambda encoder: {},
+        export=lambda encoder: pretrained.save(encoder, run.encoder, out / "encoder.safetensors"),
+    )  # fmt: skip
+    spent = (time.process_time() if device.type == "cpu" else time.perf_counter()) - start  # of the last stretch
+    speed = {"images_per_second": config.batch_size / plan.seconds_per_step, "memory": memory_used(device) / 1e9}
+    return speed | {"steps": plan.steps, "minutes": plan.steps * plan.seconds_per_step / 60, "spent": spent / 60}
+
+
+def gather(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Row -> seed -> numbers, of all cells that are measured, with some points of each one's loss."""
+    rows = {row: {} for row in ROWS}
+    for path in sorted(folder.glob("*_*/metrics.json")):
+        row, seed = re.fullmatch(r"(.*)_(\d+)", path.parent.name).groups()
+        lines = [line for line in read_log(path.parent / "log.jsonl") if "loss" in line]
+        curve = [[line["step"], round(line["loss"], 4)] for line in lines[:: max(1, len(lines) // 20)]]
+        rows[row][seed] = json.loads(path.read_text(encoding="utf-8")) | ({"loss": curve} if curve else {})
+    return {row: by_seed for row, by_seed in rows.items() if by_seed}
+
+
+def table(rows: dict[str, dict[str, dict]], columns: dict[str, str]) -> str:
+    """Mean and deviation over the seeds, in % where it is a share; a dash where it cannot be asked."""
+    columns = {key: name for key, name in columns.items() if any(key in x for r in rows.values() for x in r.values())}
+    lines = [f"| | {' | '.join(columns.values())} |", f"|{'---|' * (len(columns) + 1)}"]
+    for row, by_seed in rows.items():
+        cells = []
+        for key in columns:
+            values = [found[key] * (1 if key in PLAIN else 100) for found in by_seed.values() if key in found]
+            digits = {"images_per_second": 0, "memory": 2}.get(key, 1)
+            said = f"{statistics.mean(values):.{digits}f}" if values else "–"
+            cells.append(f"{said} ± {statistics.pstdev(values):.{digits}f}" if len(values) > 1 else said)
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=5.0, help="of training for each cell")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--data", default="scenes")
+    parser.add_argument("--preset", default="cpu", choices=("cpu", "gpu"))
+    parser.add_argument("--jobs", type=int, default=1, help="cells side by side, each on --threads")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("runs/scoreboard/scoreboard.json"))
+    asked = parser.parse_args()
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    about = {key: getattr(asked, key) for key in ("minutes", "data", "preset", "threads")}
+    options = about | {"out": str(asked.out)}
+    cells = [(row, seed, options) for seed in asked.seeds for row in asked.rows]
+    cells = [cell for cell in cells if not (asked.out.parent / f"{cell[0]}_{cell[1]}" / "metrics.json").exists()]
+    with multiprocessing.get_context("spawn").Pool(asked.jobs, maxtasksperchild=1) as pool:  # memory is a cell's own
+        for said in pool.imap_unordered(fill, cells):
+            print(said, flush=True)
+            checkpoint.write_json(asked.out, about | {"rows": gather(asked.out.parent)})
+    rows = gather(asked.out.parent)
+    checkpoint.write_json(asked.out, about | {"rows": rows})
+    print(table(rows, IMAGE), table(rows, PATCHES), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
