@@ -10,6 +10,7 @@ from minissl.visualize.attention import (
 from minissl.visualize.charts import (
     answers_figure,
     bars_figure,
+    board_figure,
     lines_figure,
     matrices_figure,
     points_figure,
@@ -26,6 +27,7 @@ __all__ = [
     "answers_figure",
     "attention_figure",
     "bars_figure",
+    "board_figure",
     "collapse_figure",
     "curves_figure",
     "film_figure",

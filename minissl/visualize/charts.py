@@ -1,8 +1,10 @@
 """Numbers as pictures: lines with their spread, bars side by side, points, matrices, and what an image answers to."""
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -131,6 +133,38 @@ def matrices_figure(matrices: Mapping[str, Tensor], rows: str, columns: str) -> 
         axis.set(xticks=[], yticks=[], xlabel=columns)
     axes[0].set_ylabel(rows)
     figure.colorbar(shown, ax=list(axes), shrink=0.8)
+    return figure
+
+
+def board_figure(
+    rows: Mapping[str, Mapping[str, Sequence[float]]], columns: Mapping[str, str], title: str, digits: int = 0
+) -> Figure:
+    """A table in which each column is coloured from its lowest to its highest number, and the highest is bold.
+
+    Args:
+        rows: name -> column -> one number for each seed; a row may lack columns.
+        columns: as `rows` calls them -> as they are shown.
+        title: over the figure.
+        digits: after the point of the means that are written.
+    """
+    means = torch.full((len(rows), len(columns)), torch.nan)
+    for place, row in enumerate(rows.values()):
+        for at, key in enumerate(columns):
+            if key in row:
+                means[place, at] = statistics.mean(row[key])
+    low, high = (torch.stack([f(x[~x.isnan()]) for x in means.T]) for f in (torch.min, torch.max))
+    figure = Figure(figsize=(1.8 + 0.86 * len(columns), 1.1 + 0.34 * len(rows)), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(((means - low) / (high - low).clamp_min(1e-9)).numpy(), cmap="Blues", vmin=0, vmax=1.6, aspect="auto")
+    for (place, at), mean in np.ndenumerate(means.numpy()):
+        weight = "bold" if mean == high[at] else "normal"
+        axis.text(at, place, "-" if math.isnan(mean) else f"{mean:.{digits}f}", ha="center", va="center", weight=weight)
+    axis.set_xticks(range(len(columns)), [name.replace(", ", "\n") for name in columns.values()], fontsize=8)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.xaxis.tick_top()
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    figure.suptitle(title, fontsize=11)
     return figure
 
 

@@ -74,7 +74,7 @@ def asked_of(row: str, seed: int, data: str, preset: str) -> runs.Run:
 def fill(cell: tuple[str, int, dict]) -> str:
     """Train one row from one seed, or go on with it, and measure it; says what was found."""
     row, seed, options = cell
-    out = Path(options["out"]).parent / f"{row}_{seed}"
+    out = Path(options["out"]) / f"{row}_{seed}"
     torch.set_num_threads(options["threads"])
     device = choose_device("cpu" if options["preset"] == "cpu" else None)
     run = asked_of(row, seed, options["data"], options["preset"])
@@ -140,7 +140,7 @@ def table(rows: dict[str, dict[str, dict]], columns: dict[str, str]) -> str:
         for key in columns:
             values = [found[key] * (1 if key in PLAIN else 100) for found in by_seed.values() if key in found]
             digits = {"images_per_second": 0, "memory": 2}.get(key, 1)
-            said = f"{statistics.mean(values):.{digits}f}" if values else "–"
+            said = f"{statistics.mean(values):.{digits}f}" if values else "-"
             cells.append(f"{said} ± {statistics.pstdev(values):.{digits}f}" if len(values) > 1 else said)
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -155,19 +155,25 @@ def main() -> None:
     parser.add_argument("--preset", default="cpu", choices=("cpu", "gpu"))
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side, each on --threads")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("runs/scoreboard/scoreboard.json"))
+    parser.add_argument("--out", type=Path, help="a folder; runs/scoreboard, with the name of the data if not scenes")
     asked = parser.parse_args()
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
     about = {key: getattr(asked, key) for key in ("minutes", "data", "preset", "threads")}
-    options = about | {"out": str(asked.out)}
-    cells = [(row, seed, options) for seed in asked.seeds for row in asked.rows]
-    cells = [cell for cell in cells if not (asked.out.parent / f"{cell[0]}_{cell[1]}" / "metrics.json").exists()]
+    named = "" if asked.data == "scenes" else "_" + Path(asked.data.replace(":", "/")).name
+    board = (asked.out or Path(f"runs/scoreboard{named}")) / "scoreboard.json"
+    before = json.loads(board.read_text(encoding="utf-8")) if board.exists() else about
+    if any(before[key] != value for key, value in about.items()):
+        parser.error(
+            f"{board} was made with other options ({before['data']}, {before['minutes']} minutes); choose --out"
+        )
+    board.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(board, about | {"rows": gather(board.parent)})
+    cells = [(row, seed, about | {"out": str(board.parent)}) for seed in asked.seeds for row in asked.rows]
+    cells = [cell for cell in cells if not (board.parent / f"{cell[0]}_{cell[1]}" / "metrics.json").exists()]
     with multiprocessing.get_context("spawn").Pool(asked.jobs, maxtasksperchild=1) as pool:  # memory is a cell's own
         for said in pool.imap_unordered(fill, cells):
             print(said, flush=True)
-            checkpoint.write_json(asked.out, about | {"rows": gather(asked.out.parent)})
-    rows = gather(asked.out.parent)
-    checkpoint.write_json(asked.out, about | {"rows": rows})
+            checkpoint.write_json(board, about | {"rows": gather(board.parent)})
+    rows = gather(board.parent)
     print(table(rows, IMAGE), table(rows, PATCHES), sep="\n\n")
 
 

@@ -1,0 +1,78 @@
+"""The table of all methods: what it says, and that a cell is a run like any other."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from minissl import pretrained
+from minissl.method import available
+from minissl.runs import read
+from tests.benchmarks import scoreboard
+
+
+def test_every_method_that_learns_from_pictures_or_sentences_has_a_row():
+    told = {words.split()[0] for words in scoreboard.ROWS.values()}
+    assert told == set(available()) - {"dinotxt"}  # which trains no encoder
+
+
+@pytest.mark.parametrize("row", scoreboard.ROWS)
+def test_every_row_has_the_same_encoder_but_for_what_its_paper_changes(row):
+    run = scoreboard.asked_of(row, 3, "scenes", "cpu")
+    first = scoreboard.asked_of("random", 0, "scenes", "cpu")
+    for name in ("name", "patch_size", "stem", "img_size", "depth", "init_std"):
+        assert run.encoder[name] == first.encoder[name], name
+    assert (first.encoder["name"], first.encoder["img_size"]) == ("nano", 32)
+    assert run.loop["seed"] == 3
+    large = scoreboard.asked_of(row, 0, "folder:x", "gpu")
+    assert (large.encoder["name"], large.encoder["patch_size"], large.data) == ("small", 16, "folder:x")
+
+
+def test_the_table_has_means_deviations_and_dashes():
+    rows = {"a": {"0": {"knn": 0.5, "memory": 1.0}, "1": {"knn": 0.7, "memory": 1.5}}, "b": {"0": {"knn": 0.25}}}
+    lines = scoreboard.table(rows, {"knn": "k-NN", "memory": "GB", "absent": "-"}).splitlines()
+    assert lines == ["| | k-NN | GB |", "|---|---|---|", "| a | 60.0 ± 10.0 | 1.25 ± 0.25 |", "| b | 25.0 | - |"]
+
+
+def test_cells_are_gathered_by_row_and_seed_with_their_loss(tmp_path):
+    for name, found in {"DINO_0": 0.5, "DINO_11": 0.25, "CLIP_0": 0.75}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text(json.dumps({"knn": found}))
+    log = [json.dumps({"step": step, "loss": 5 - step / 100}) for step in range(100)] + ['{"step": 99, "knn": 0.5}']
+    (tmp_path / "DINO_11" / "log.jsonl").write_text("\n".join(log))
+    (tmp_path / "DINO_2").mkdir()  # still training
+    rows = scoreboard.gather(tmp_path)
+    assert list(rows) == ["CLIP", "DINO"]  # in the table's order
+    assert rows["DINO"]["0"] == {"knn": 0.5}
+    assert rows["DINO"]["11"]["knn"] == 0.25
+    assert rows["DINO"]["11"]["loss"][:2] == [[0, 5.0], [5, 4.95]]
+
+
+def test_a_cell_is_a_run_that_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    run = scoreboard.asked_of("DINO", 0, "digits", "cpu")
+    data, whole = run.images("train"), run.build()
+    monkeypatch.setattr(scoreboard, "seconds_a_step", lambda *_: 0.1)
+    speed = scoreboard.learn(run, whole, data, tmp_path / "whole", minutes=0.0101)
+    assert (speed["steps"], speed["images_per_second"]) == (6, run.loop["batch_size"] / 0.1)
+    assert read(tmp_path / "whole")[0].options["prototypes"] == run.options["prototypes"]
+    first = run.build()
+    monkeypatch.setattr(first, "after_step", stopping(first, 3))
+    with pytest.raises(KeyboardInterrupt):
+        scoreboard.learn(run, first, data, tmp_path / "stopped", minutes=0.0101)
+    monkeypatch.setattr(scoreboard, "seconds_a_step", lambda *_: 0.001)  # is not measured again
+    scoreboard.learn(run, run.build(), data, tmp_path / "stopped", minutes=0.0101)
+    one, other = (pretrained.load(tmp_path / name).state_dict() for name in ("whole", "stopped"))
+    assert all((one[name] == other[name]).all() for name in one)
+
+
+def stopping(method, at):
+    """What `after_step` does, and Ctrl-C at one step."""
+    count, before = iter(range(1, 100)), method.after_step
+
+    def after_step(progress):
+        before(progress)
+        if next(count) == at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return after_step
