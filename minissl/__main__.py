@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from minissl import footage, reports, runs
+from minissl import footage, parallel, reports, runs
 from minissl.data.sources import NAMES
 from minissl.encoders import make_encoder
 from minissl.errors import InputError
@@ -85,7 +85,8 @@ def parse_run(words: list[str]) -> tuple[runs.Run, dict]:
 def train(words: list[str]) -> None:
     """`train METHOD ...`."""
     run, asked = parse_run(words)
-    runs.start(run, asked["out"] or Path("runs") / run.method, asked["device"], asked["resume"])
+    with parallel.parted():
+        runs.start(run, asked["out"] or Path("runs") / run.method, asked["device"], asked["resume"])
 
 
 def evaluate(words: list[str]) -> None:
@@ -163,8 +164,11 @@ def main(words: list[str]) -> int:
         print(f"minissl: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Stopped. The same command with --resume goes on.", file=sys.stderr)
+        if parallel.rank() == 0:
+            print("Stopped. The same command with --resume goes on.", file=sys.stderr)
         return 130
+    finally:
+        parallel.leave()
     return 0
 
 

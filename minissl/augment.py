@@ -13,6 +13,8 @@ import random
 import torch
 from torch import Tensor
 
+from minissl.parallel import rand
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, as every method of the course uses them
 GREY = (0.2989, 0.587, 0.114)  # ITU-R 601, as torchvision and Pillow use it
 
@@ -36,7 +38,7 @@ def denormalize(images: Tensor) -> Tensor:
 
 def uniform(n: int, low: float, high: float, like: Tensor) -> Tensor:
     """(n,) float32 numbers in [low, high) on the device of `like`."""
-    return torch.rand(n, device=like.device) * (high - low) + low
+    return rand(n, device=like.device) * (high - low) + low
 
 
 def along_both_axes(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ def along_both_axes(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 def _where(p: float, changed: Tensor, images: Tensor) -> Tensor:
     """Take the changed image with probability p, each image for itself."""
-    chosen = torch.rand(len(images), device=images.device) < p
+    chosen = rand(len(images), device=images.device) < p
     return torch.where(chosen.view(-1, 1, 1, 1), changed, images)
 
 
@@ -86,9 +88,8 @@ def draw_crops(n: int, height: int, width: int, scale: tuple[float, float], like
     Whole pixels, as torchvision draws them. A box that does not fit is drawn again, up to ten times; then the image's
     middle is taken, as torchvision does.
     """
-    tries = (10, n)
-    area = height * width * (torch.rand(tries, device=like.device) * (scale[1] - scale[0]) + scale[0])
-    ratio = torch.exp((torch.rand(tries, device=like.device) * 2 - 1) * math.log(4 / 3))
+    area = height * width * (rand(10, n, device=like.device, rows=1) * (scale[1] - scale[0]) + scale[0])
+    ratio = torch.exp((rand(10, n, device=like.device, rows=1) * 2 - 1) * math.log(4 / 3))
     w, h = torch.sqrt(area * ratio).round(), torch.sqrt(area / ratio).round()
     fits = (w >= 1) & (h >= 1) & (w <= width) & (h <= height)
     first = fits.float().argmax(0, keepdim=True)  # the first try that fits, or try 0

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minissl.parallel import gather_rows, log_softmax_rows, rank
+
 
 @torch.no_grad()
 def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
@@ -23,7 +25,7 @@ def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> T
     """
     scores = logits / temperature
     for _ in range(iterations):
-        scores = scores.log_softmax(dim=0)  # every prototype gets as much
+        scores = log_softmax_rows(scores)  # every prototype gets as much
         scores = scores.log_softmax(dim=1)  # every image gives 1
     return scores.exp()
 
@@ -41,6 +43,8 @@ def koleo(x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         x = x.float() if x.dtype != torch.float64 else x
         x = F.normalize(x, dim=-1, eps=1e-8)
+        others = gather_rows(x)  # (W B, D)
         with torch.no_grad():
-            nearest = (x @ x.mT).fill_diagonal_(-1).argmax(dim=-1)  # (B,)
-        return -((x - x[nearest] + 1e-8).norm(dim=-1) + 1e-8).log().mean()
+            itself = torch.arange(len(x), device=x.device)[:, None] + rank() * len(x)
+            nearest = (x @ others.mT).scatter_(1, itself, -1).argmax(dim=-1)  # (B,)
+        return -((x - others[nearest] + 1e-8).norm(dim=-1) + 1e-8).log().mean()

@@ -1,7 +1,8 @@
-"""Which patches a network does not see: rectangles.
+"""Which patches a network does not see: some at random, or rectangles.
 
-Bao et al., BEiT, 2021 (arXiv:2106.08254), algorithm 1, as DINOv2 (Oquab et al., 2023, arXiv:2304.07193) uses it. All is
-drawn on the CPU by Python's numbers, so that how many patches are hidden is known without asking a GPU.
+At random as in He et al., MAE, 2021 (arXiv:2111.06377). Rectangles as in Bao et al., BEiT, 2021 (arXiv:2106.08254),
+algorithm 1, as DINOv2 (Oquab et al., 2023, arXiv:2304.07193) uses it; these are drawn on the CPU by Python's numbers,
+so that how many patches are hidden is known without asking a GPU.
 
 Shapes: n masks of a grid (h, w).
 """
@@ -13,7 +14,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minissl.parallel import rand, rank, world
+
 ATTEMPTS, LEAST, FLATTEST = 10, 4, 0.3  # at a rectangle; its patches; its height to its width
+
+
+def hide(n: int, patches: int, ratio: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Which patches of n images stay, (n, int(N (1 - ratio))) places, and the mask (n, N), True where one is hidden."""
+    order = rand(n, patches, device=like.device).argsort(dim=1)
+    kept = order[:, : int(patches * (1 - ratio))]
+    return kept, torch.ones_like(order, dtype=torch.bool).scatter(1, kept, False)
 
 
 def block_masks(
@@ -39,12 +49,21 @@ def block_masks(
 
 
 def hide_in_some(
-    n: int, grid: tuple[int, int], share: float, ratio: float | tuple[float, float], chance: random.Random
+    n: int,
+    grid: tuple[int, int],
+    share: float,
+    ratio: float | tuple[float, float],
+    chance: random.Random,
+    views: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """Masks (n, h, w) of which exactly int(n share) hide anything, and where they are True, in order, (M,) int64."""
-    masks = np.zeros((n, *grid), dtype=bool)
-    count = int(n * share)
-    masks[chance.sample(range(n), count)] = _blocks(count, grid, ratio, chance)
+    """Masks (n, h, w) of which exactly int(n share) hide anything, and where they are True, in order, (M,) int64.
+
+    With several processes that is true of the masks of all, of `views` crops of each image, stored view by view.
+    """
+    masks = np.zeros((n * world(), *grid), dtype=bool)
+    count = int(len(masks) * share)
+    masks[chance.sample(range(len(masks)), count)] = _blocks(count, grid, ratio, chance)
+    masks = masks.reshape(views, world(), -1, *grid)[:, rank()].reshape(n, *grid)  # ours
     return torch.tensor(masks), torch.tensor(np.flatnonzero(masks))
 
 

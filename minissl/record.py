@@ -15,18 +15,18 @@ from pathlib import Path
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from minissl import checkpoint
+from minissl import checkpoint, parallel
 from minissl.errors import InputError
 
 
 class Every:
-    """True once every so many seconds."""
+    """True once every so many seconds, for all processes at once."""
 
     def __init__(self, seconds: float):
         self.seconds, self.last = seconds, time.monotonic()
 
     def __call__(self) -> bool:
-        if time.monotonic() - self.last < self.seconds:
+        if not parallel.anyone(time.monotonic() - self.last >= self.seconds):
             return False
         self.last = time.monotonic()
         return True
@@ -38,11 +38,13 @@ class Log:
     def __init__(self, path: Path, step: int):
         self.path = path
         kept = [line for line in read_log(path) if line["step"] <= step] if step else []
-        checkpoint.write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        if parallel.rank() == 0:
+            checkpoint.write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def __call__(self, **numbers: float) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(numbers) + "\n")
+        if parallel.rank() == 0:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(numbers) + "\n")
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
@@ -81,7 +83,9 @@ class Recorder:
         self.read, self.watched, self.saved = Every(1.0), Every(60 * watch_minutes), Every(60 * save_minutes)
         self.clock = (time.monotonic(), start)
         size = {"total": steps * batch_size, "initial": start * batch_size}
-        self.bar = tqdm(**size, unit=" images", unit_scale=True, smoothing=0.05, mininterval=0.5)
+        self.bar = tqdm(
+            **size, unit=" images", unit_scale=True, smoothing=0.05, mininterval=0.5, disable=parallel.rank() > 0
+        )
 
     def __call__(self, step: int, terms: dict[str, Tensor], lr: float) -> None:
         self.bar.update(self.batch_size)
@@ -93,7 +97,7 @@ class Recorder:
         if self.watched() or last:
             found = self.watch()
             self.log(step=step, **found)
-            self.bar.write(f"step {step} of {self.steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
+            self._write(f"step {step} of {self.steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in found.items()))
             self._say(self.look(read_log(self.log.path)))
             self.clock = (time.monotonic(), step)
         if self.saved() or last:
@@ -111,8 +115,12 @@ class Recorder:
         """Each once."""
         for finding in findings:
             if finding.name not in self.said:
-                self.bar.write(str(finding))
+                self._write(str(finding))
         self.said |= {finding.name for finding in findings}
+
+    def _write(self, text: str) -> None:
+        if parallel.rank() == 0:
+            self.bar.write(text)
 
     def _rate(self, step: int) -> float:
         (then, before), now = self.clock, time.monotonic()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minissl import checkpoint, doctor, pretrained, train
+from minissl import checkpoint, doctor, parallel, pretrained, train
 from minissl.config import Run, check_folder, load_method, read, untrained
 from minissl.data import Images
 from minissl.errors import InputError
@@ -29,7 +29,7 @@ from minissl.scores import score, score_text, watch
 
 def start(run: Run, out: Path, device_name: str | None = None, resume: bool = False) -> dict[str, float]:
     """Train a run, or go on with it, then measure it and draw its pictures. Returns the metrics."""
-    device = choose_device(device_name)
+    device = parallel.join(choose_device(device_name))
     check_folder(run, out, resume)
     method = run.build()
     if run.start and not (out / "checkpoint.safetensors").exists():
@@ -37,9 +37,7 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     method.to(device)
     config = train.TrainConfig(**run.loop)
     config = replace(config, precision=choose_precision(config.precision, device))
-    print(
-        f"Training {run.method} on the {device} in {config.precision}, {torch.get_num_threads()} threads.", flush=True
-    )
+    parallel.say(f"Training {run.method} on the {device} in {config.precision}, {threads()}.")
     data, test = run.images("train"), run.images("test")
     check_data(run, data)
     prepare(method, data)
@@ -48,10 +46,12 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     checkpoint.need_space(out, 3 * size)
     resident = data.to(device) if fits(data.nbytes, device) else data
     plan = read(out)[1] if (out / "config.json").exists() else train.plan(method, resident, config)
-    print(f"{len(data)} images of {run.data}; {plan}.", flush=True)
-    checkpoint.write_json(out / "config.json", {"run": asdict(run), "plan": asdict(plan)})
+    plan = parallel.from_first(plan)
+    parallel.say(f"{len(data)} images of {run.data}; {plan}.")
+    if parallel.rank() == 0:
+        checkpoint.write_json(out / "config.json", {"run": asdict(run), "plan": asdict(plan)})
     for finding in doctor.on_options(asdict(run), plan.steps, method):
-        print(finding, flush=True)
+        parallel.say(finding)
     among = doctor.guesses(method, config.batch_size)
     few, fewer = data.some(4000).to(device), test.some(1000).to(device)
     train.fit(
@@ -60,9 +60,17 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
         export=lambda encoder: pretrained.save(encoder, run.encoder, out / "encoder.safetensors"),
         look=lambda lines: doctor.on_log(lines, plan.steps, run.options, among),
     )  # fmt: skip
+    if parallel.rank():
+        return {}
     metrics = measure(out, data=(data, test), device=device)
     show(out, test)
     return metrics
+
+
+def threads() -> str:
+    """How many threads there are, of how many processes."""
+    many = f"{parallel.world()} processes of " if parallel.together() else ""
+    return f"{many}{torch.get_num_threads()} threads"
 
 
 def prepare(method: nn.Module, data: Images) -> None:

@@ -6,16 +6,15 @@
     method.after_step(progress)
 
 The loop owns the order of the images, the optimiser with its learning rate and weight decay, the bar a person watches,
-and the promise that nothing is lost. Chance is a function of (seed, step), so a run that was killed goes on from its
-last checkpoint as if nothing had happened: on a CPU to the same bits.
+and the promise that nothing is lost. Chance is a function of (seed, step) (`order`), so a run that was killed goes on
+from its last checkpoint as if nothing had happened: on a CPU to the same bits.
 
 Shapes: B images of a batch.
 """
 
 import copy
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,10 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minissl import checkpoint
+from minissl import checkpoint, parallel
 from minissl.machine import Plan, choose_precision, memory_used, wait_for
 from minissl.method import Batch
 from minissl.optim import LARS, clip_gradients, param_groups
+from minissl.order import batches, seed_step
 from minissl.record import Recorder, interruptible
 from minissl.teacher import cosine, warmup_cosine
 
@@ -89,56 +89,28 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: TrainConfig, progres
 
 
 def training_step(
-    method: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, progress: float, config: TrainConfig
+    method: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    progress: float,
+    config: TrainConfig,
+    loss: Callable[[Batch, float], dict[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
-    """One step. Returns the terms of the loss, still on the device: reading them would make a GPU wait."""
+    """One step. Returns the terms of the loss, still on the device: reading them would make a GPU wait.
+
+    With several processes `loss` is what `parallel.averaged` made of the method, and the terms are the mean of all.
+    """
     set_schedules(optimizer, config, progress)
     bf16 = config.precision == "bf16"
     with torch.autocast(batch.images.device.type, torch.bfloat16) if bf16 else nullcontext():
-        terms = method.loss(batch, progress)
+        terms = (loss or method.loss)(batch, progress)
     optimizer.zero_grad(set_to_none=True)
     terms["loss"].backward()
     if config.clip:
         clip_gradients([p for group in optimizer.param_groups for p in group["params"]], config.clip)
     optimizer.step()
     method.after_step(progress)
-    return {name: term.detach() for name, term in terms.items()}
-
-
-def orders(n: int, size: int, seed: int, step: int) -> Iterator[Tensor]:
-    """Rows (size,) of endless batches from `step` on: every epoch a new order that depends on (seed, epoch) only."""
-    per_epoch = n // size
-    for epoch in range(step // per_epoch, 1 << 62):
-        order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))
-        yield from order[step % per_epoch * size : per_epoch * size].split(size)
-        step = 0
-
-
-def batches(data, size: int, seed: int, step: int = 0, device: torch.device | None = None) -> Iterator[Batch]:
-    """Endless batches from `step` on, on the device.
-
-    Args:
-        data: with `batches(orders)`, as `data.Images` has it, and the `device` it is on.
-        size: images a batch.
-        seed, step: what the order depends on.
-        device: where batches are wanted; where the data is, if None.
-    """
-    device = device or data.device
-    for found in data.batches(orders(len(data), size, seed, step)):
-        yield Batch(**{name: _to(part, device) for name, part in found.items()})
-
-
-def _to(part, device: torch.device):
-    if isinstance(part, dict):
-        return {name: _to(tensor, device) for name, tensor in part.items()}
-    return part.to(device, non_blocking=True) if isinstance(part, Tensor) else part
-
-
-def seed_step(seed: int, step: int) -> None:
-    """All that step draws follows from here."""
-    number = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
-    torch.manual_seed(number)
-    random.seed(number)
+    return parallel.mean_terms({name: term.detach() for name, term in terms.items()})
 
 
 def plan(method: nn.Module, data, config: TrainConfig) -> Plan:
@@ -218,17 +190,21 @@ def fit(
         look: says what is wrong, from the lines of the log, whenever the encoder was measured.
 
     Raises:
-        InputError: when the loss is not finite, or a checkpoint cannot be written.
+        InputError: when the loss is not finite, a checkpoint cannot be written, or a batch cannot be shared out.
         KeyboardInterrupt: after Ctrl-C, when the step is finished and saved.
     """
+    parallel.share(config.batch_size)
+    loss = parallel.averaged(method)
     optimizer, path = make_optimizer(method, config), out / "checkpoint.safetensors"
     start = checkpoint.load_training(path, method, optimizer)["step"] if path.exists() else 0
 
     def save(step: int) -> None:
+        if parallel.rank():
+            return  # all have the same weights, and one writes them
         checkpoint.save_training(path, method, optimizer, {"step": step})
         export(method.encoder)
 
-    if start >= steps:
+    if start >= steps and parallel.rank() == 0:
         export(method.encoder)  # a kill may have come between the last checkpoint and its encoder
     if config.compile:
         for module in [m for m in method.modules() if isinstance(m, type(method.encoder))]:
@@ -241,8 +217,8 @@ def fit(
         source = batches(data, config.batch_size, config.seed, start, next(method.parameters()).device)
         for step, batch in zip(range(start, steps), source):
             seed_step(config.seed, step)
-            terms = training_step(method, optimizer, batch, step / steps, config)
+            terms = training_step(method, optimizer, batch, step / steps, config, loss)
             record(step + 1, terms, optimizer.param_groups[0]["lr"])
-            if interrupted() and step + 1 < steps:
+            if parallel.anyone(interrupted()) and step + 1 < steps:
                 save(step + 1)
                 raise KeyboardInterrupt

@@ -22,6 +22,7 @@ from minissl.augment import (
     solarize,
     to_float,
 )
+from minissl.parallel import rand
 
 Jitter = tuple[float, float, float, float]  # how far brightness, contrast, saturation and hue may go
 
@@ -31,7 +32,7 @@ def cut(images: Tensor, scale: tuple[float, float], *sizes: int) -> list[Tensor]
     images = to_float(images)
     box = draw_crops(len(images), *images.shape[-2:], scale, images)
     crops = [crop_resize(images, *box, size) for size in sizes]
-    mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
+    mirrored = rand(len(images), 1, 1, 1, device=images.device) < 0.5
     return [torch.where(mirrored, crop.flip(-1), crop) for crop in crops]
 
 
@@ -126,8 +127,7 @@ def anchored_crop(
         crop, *same = cut(images, global_scale, *sizes)
         large.append(distort(crop, jitter, blurred, solar, reach))
         clean += [normalize(crop) for crop in same]
-    local = images[:0, :, :1, :1].expand(-1, -1, local_size, local_size)
-    if local_crops:
-        crops = cut(images.repeat(local_crops, 1, 1, 1), local_scale, local_size)
-        local = distort(*crops, jitter, blur[2], 0.0, reach)
-    return torch.cat(large), local, torch.cat(clean)
+    local = [images[:0, :, :1, :1].expand(-1, -1, local_size, local_size)]
+    for _ in range(local_crops):
+        local.append(distort(*cut(images, local_scale, local_size), jitter, blur[2], 0.0, reach))
+    return torch.cat(large), torch.cat(local), torch.cat(clean)

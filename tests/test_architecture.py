@@ -22,7 +22,7 @@ ANCESTORS = {
 }  # no sibling
 FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "patches", "vit", "convnet", "text"}
 FOR_METHODS |= {"balance", "color", "heads", "masking", "parallel"}
-LOOPS = {"methods", "runs", "scores", "reports", "footage", "doctor", "lab", "train", "record", "__main__"}
+LOOPS = {"methods", "runs", "scores", "reports", "footage", "doctor", "lab", "train", "order", "record", "__main__"}
 MODELS = {
     "encoders",
     "transformer",
@@ -37,7 +37,8 @@ MODELS = {
     "pretrained",
 }
 FORBIDDEN = {  # room: the rooms it may not import
-    "train": LOOPS - {"record"} | {"data", "evaluate", "visualize", "encoders", "vit", "convnet", "text"},
+    "train": LOOPS - {"record", "order"} | {"data", "evaluate", "visualize", "encoders", "vit", "convnet", "text"},
+    "order": LOOPS | {"data", "evaluate", "visualize", "encoders", "vit", "convnet", "text"},
     "record": LOOPS | {"data", "evaluate", "visualize"},
     "doctor": LOOPS - {"train"} | MODELS | {"data", "evaluate", "visualize"},
     "evaluate": LOOPS | {"data", "visualize", "encoders", "vit", "convnet", "text"},
@@ -49,11 +50,11 @@ FORBIDDEN = {  # room: the rooms it may not import
     "augment": LOOPS | MODELS | {"data", "evaluate", "visualize"},
     "views": LOOPS | MODELS - {"augment"} | {"data", "evaluate", "visualize"},
     "teacher": LOOPS | {"augment", "views", "data", "evaluate", "visualize"},
-    "balance": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel"},
+    "balance": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim"},
     "patches": LOOPS | MODELS | {"data", "evaluate", "visualize"},
     "heads": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel", "balance"},
     "positions": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel", "balance"},
-    "masking": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "parallel", "balance"},
+    "masking": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim", "balance"},
     "color": LOOPS | MODELS | {"data", "evaluate", "visualize", "optim", "parallel"},
     "optim": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "parallel"},
     "parallel": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim"},
@@ -62,6 +63,7 @@ FORBIDDEN = {  # room: the rooms it may not import
 }
 IGNORANT = {
     "train",
+    "order",
     "record",
     "doctor",
     "evaluate",

@@ -15,8 +15,9 @@ from minissl.color import gamut, rgb_to_lab
 from minissl.data import Images
 from minissl.encoders import make_encoder
 from minissl.errors import InputError
+from minissl.masking import hide
 from minissl.method import Batch, Tokens
-from minissl.methods.pretext import Pretext, hide, masked_pixel_loss, rotate_four
+from minissl.methods.pretext import Pretext, masked_pixel_loss, rotate_four
 from minissl.patches import patchify, unpatchify
 from minissl.train import TrainConfig
 from minissl.vit import ViT

@@ -335,10 +335,10 @@ def test_a_killed_run_ends_with_the_same_bits(whole, tmp_path):
 def test_ctrl_c_is_exit_code_130_and_the_run_goes_on_to_the_same_bits(whole, tmp_path, capsys):
     honest = train.training_step
 
-    def interrupted(method, optimizer, batch, progress, config):
+    def interrupted(method, optimizer, batch, progress, *others):
         if progress == 17 / 40:
             signal.raise_signal(signal.SIGINT)
-        return honest(method, optimizer, batch, progress, config)
+        return honest(method, optimizer, batch, progress, *others)
 
     with patch.object(train, "training_step", interrupted):
         assert train_dino(whole.parent / "data", tmp_path) == 130

@@ -57,7 +57,7 @@ def test_multi_crop_is_the_papers(stored, calls, blur, options):
     jitter, whole, part = (0.4, 0.4, 0.2, 0.1), (0.4, 1.0), (0.05, 0.4)
     views.multi_crop(stored, 224, 96, 8, whole, part, **options)
     first, second = crop(224, whole, jitter, blur[0], 0.0, 2.0), crop(224, whole, jitter, blur[1], 0.2, 2.0)
-    assert calls == first + second + crop(96, part, jitter, blur[2], 0.0, 2.0)
+    assert calls == first + second + 8 * crop(96, part, jitter, blur[2], 0.0, 2.0)
 
 
 def test_simclr_is_the_papers(stored, calls):

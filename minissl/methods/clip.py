@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from minissl.augment import flip, normalize, random_resized_crop
 from minissl.method import Batch
+from minissl.parallel import from_all, gather_rows, rank, world
 from minissl.text import PLAIN, TextTransformer, Tokenizer
 
 
@@ -27,24 +28,30 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor | float, also: Te
         image: (B, E), of any length.
         text: (B, E), the i-th belongs to the i-th image.
         logit_scale: multiplies the cosines; the inverse of a temperature.
-        also: (B, B) bool, symmetric, where another's caption is as true as one's own. Such a pair is neither pulled
+        also: (B, W B) bool, where another's caption is as true as one's own. Such a pair is neither pulled
             together nor pushed apart: it is left out of the softmax. With None every other caption counts as false.
 
     Returns:
-        The mean of both directions, over B; ln B is chance.
+        The mean of both directions, over B; ln B is chance. With W processes the others' are candidates too.
     """
-    logits = logit_scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).mT  # (B, B)
-    own = torch.arange(len(logits), device=logits.device)
-    if also is not None:
-        logits = logits.masked_fill(also & (own[:, None] != own), -torch.inf)
-    return 0.5 * (F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own))
+    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+    own = torch.arange(len(image), device=image.device) + rank() * len(image)  # where our own stand among all
+    loss = 0.0
+    for ours, theirs in ((image, text), (text, image)):
+        logits = logit_scale * ours @ gather_rows(theirs).mT  # (B, W B)
+        if also is not None:
+            itself = torch.zeros_like(also).scatter(1, own[:, None], True)
+            logits = logits.masked_fill(also & ~itself, -torch.inf)
+        loss = loss + 0.5 * F.cross_entropy(logits, own)
+    return loss
 
 
 def equally_true(captions: list[tuple[str, ...]]) -> Tensor:
-    """(B, B) bool: whether two images are described by the very same sentences."""
-    number = {caption: i for i, caption in enumerate(captions)}
-    own = torch.tensor([number[caption] for caption in captions])
-    return own[:, None] == own
+    """(B, W B) bool: whether an image and one of all processes' are described by the very same sentences."""
+    everyone = from_all(captions)
+    number = {caption: i for i, caption in enumerate(everyone)}
+    ours, all_of_them = (torch.tensor([number[caption] for caption in some]) for some in (captions, everyone))
+    return ours[:, None] == all_of_them
 
 
 class CLIP(nn.Module):
@@ -156,7 +163,9 @@ class CLIP(nn.Module):
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         images = normalize(flip(random_resized_crop(batch.images, self.size, self.scale), self.mirror))
         image = self.embed_images(images).float()  # (B, E)
-        text = self.embed_text([random.choice(texts) for texts in batch.captions]).float()  # (B, E)
+        chances = [random.random() for _ in range(world() * len(image))][rank() * len(image) :]
+        chosen = [texts[int(chance * len(texts))] for texts, chance in zip(batch.captions, chances)]
+        text = self.embed_text(chosen).float()  # (B, E)
         also = equally_true(batch.captions).to(image.device, non_blocking=True) if self.forgive else None
         scale = self.logit_scale.exp()
         return {"loss": clip_loss(image, text, scale, also), "scale": scale}

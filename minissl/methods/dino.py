@@ -17,6 +17,7 @@ from minissl.balance import koleo, sinkhorn_knopp
 from minissl.errors import InputError
 from minissl.heads import DINOHead as DINOHead  # also known by this name
 from minissl.method import Batch
+from minissl.parallel import mean_rows
 from minissl.teacher import Teacher, cosine, linear
 from minissl.views import multi_crop
 
@@ -32,7 +33,7 @@ def center_and_sharpen(logits: Tensor, center: Tensor, temperature: float, stop_
 
 def update_center(center: Tensor, logits: Tensor, momentum: float = 0.9) -> Tensor:
     """c <- m c + (1 - m) mean of the teacher's logits (..., K) over all rows (eq. 4); keeps the centre's shape."""
-    mean = logits.detach().flatten(0, -2).mean(dim=0).view_as(center)
+    mean = mean_rows(logits.flatten(0, -2)).view_as(center)
     return center * momentum + mean * (1 - momentum)
 
 

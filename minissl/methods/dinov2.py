@@ -206,7 +206,7 @@ class DINOv2(nn.Module):
     def hide(self, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Masks (2B, h, w) for global crops with such patches (2B, h, w, D), and where they are True, (M,)."""
         chance = random.Random(random.getrandbits(62))
-        found = hide_in_some(len(patches), patches.shape[1:3], MASKED, self.mask_ratio, chance)
+        found = hide_in_some(len(patches), patches.shape[1:3], MASKED, self.mask_ratio, chance, views=2)
         return tuple(part.to(patches.device, non_blocking=True) for part in found)
 
     def targets(self, head: str, x: Tensor, center: Tensor, temperature: float) -> Tensor:

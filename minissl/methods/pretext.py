@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from minissl.augment import flip, grey, normalize, random_resized_crop
 from minissl.color import annealed_mean, gamut, lab_to_rgb, nearest_bins, rarity, rgb_to_lab
 from minissl.errors import InputError
+from minissl.masking import hide
 from minissl.method import Batch
 from minissl.patches import patchify, unpatchify
 from minissl.transformer import Block
@@ -43,13 +44,6 @@ def masked_pixel_loss(
         target = (target - target.mean(-1, keepdim=True)) / (target.var(-1, keepdim=True) + 1e-6).sqrt()
     error = (prediction - target).square().mean(-1)  # (B, N)
     return (error * mask).sum() / mask.sum()
-
-
-def hide(n: int, patches: int, ratio: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Which patches of n images stay, (n, int(N (1 - ratio))) places, and the mask (n, N), True where one is hidden."""
-    order = torch.rand(n, patches, device=like.device).argsort(dim=1)
-    kept = order[:, : int(patches * (1 - ratio))]
-    return kept, torch.ones_like(order, dtype=torch.bool).scatter(1, kept, False)
 
 
 class Rotation(nn.Module):
