@@ -11,6 +11,7 @@ Shapes: W processes with B rows each.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -189,13 +190,15 @@ class SharedBatchNorm(_BatchNorm):
         shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
         y = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
         count = total(torch.full((), float(x.numel() // x.shape[1]), dtype=y.dtype, device=x.device))
-        y = y - (mean := total(y.sum(axes)) / count).view(shape)
-        var = total(y.square().sum(axes)) / count
+        some = count.clamp_min(1)  # a batch may have no rows, where no small crops are wanted
+        y = y - (mean := total(y.sum(axes)) / some).view(shape)
+        var = total(y.square().sum(axes)) / some
         if self.running_mean is not None:
             with torch.no_grad():
                 self.num_batches_tracked += 1
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_((var * count / (count - 1)).to(self.running_var.dtype), self.momentum)
+                weight = (self.momentum * (count > 0)).to(self.running_mean.dtype)
+                self.running_mean.lerp_(mean.to(weight.dtype), weight)
+                self.running_var.lerp_((var * count / (count - 1).clamp_min(1)).to(weight.dtype), weight)
         y = y * (var + self.eps).rsqrt().view(shape)
         return (y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
 
@@ -231,7 +234,9 @@ def averaged(method: nn.Module) -> Callable[[Any, float], dict[str, Tensor]]:
     if not together():
         return method.loss
     share_norms(method)
-    return DistributedDataParallel(_Loss(method), forward_sync_buffers=False, find_unused_parameters=True)
+    named = signature(DistributedDataParallel).parameters
+    leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+    return DistributedDataParallel(_Loss(method), find_unused_parameters=True, **{leave_buffers: False})
 
 
 def mean_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:

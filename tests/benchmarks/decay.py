@@ -28,7 +28,7 @@ from minissl.scores import accuracy, pixel_classes
 
 EARLY = "dinov3 --gram 0 --final_lr 1e-6 --final_weight_decay 0.4"  # cooled, as DINOv2's preset ends
 FURTHER = "dinov3 --ibot 0 --anchor_at [] --gram_from 0 --gram_rise 0 --warmup 0.02"  # at a constant rate, the preset's
-ARMS = {"free": "--gram 0", "anchored": "--gram 50"}
+ARMS = {"free": "--gram 0", "anchored": "--gram 10"}
 MOMENTS = (0.25, 0.5, 1.0)  # of the further steps, at which all is measured
 
 

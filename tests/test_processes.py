@@ -1,0 +1,118 @@
+"""Several processes train what one would: every method, to the last digits; and none goes on alone."""
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from torch.multiprocessing import spawn
+
+from minissl import parallel, train
+from minissl.__main__ import parse_run
+from minissl.data import Images, Scenes
+
+pytestmark = pytest.mark.slow
+STEPS = 3
+NANO = "--encoder.name nano --encoder.patch_size 8 --encoder.stem conv"
+CASES = {
+    "labels": f"transfer {NANO}",
+    "batch norms in the encoder": "transfer --encoder.name cnn",
+    "sentences": f"clip {NANO}",
+    "rotation": f"pretext --task rotation {NANO}",
+    "colours": f"pretext --task colorization {NANO}",
+    "a hole": f"pretext --task hole {NANO}",
+    "hidden patches": f"pretext --task mae {NANO}",
+    "contrast": f"simclr {NANO}",
+    "small crops": f"dino --local_crops 2 {NANO}",
+    "a centre": f"dino --sinkhorn 0 {NANO}",
+    "two heads": f"dinov2 --patch_prototypes 64 {NANO}",
+    "two centres": f"dinov2 --sinkhorn 0 {NANO}",
+    "an anchor": f"dinov3 --gram_from 0 --anchor_at [0.0] {NANO}",
+}
+
+
+def few_steps(words, data):
+    """The losses of some steps, the first gradients, and all weights at the end."""
+    run, _ = parse_run([*words.split(), "--device", "cpu", "--batch_size", "8", "--precision", "fp32"])
+    method, config = run.build().double(), train.TrainConfig(**run.loop)
+    if hasattr(method, "prepare"):
+        method.prepare(data)
+    loss, losses = parallel.averaged(method), []
+    optimizer = train.make_optimizer(method, config)
+    for step, batch in zip(range(STEPS), train.batches(data, config.batch_size, 0)):
+        train.seed_step(0, step)
+        terms = train.training_step(method, optimizer, batch, step / STEPS, config, loss)
+        losses.append(terms["loss"])
+        if step == 0:
+            first = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+    ends = {name: t for name, t in method.state_dict().items() if t.is_floating_point()}
+    return {"losses": torch.stack(losses)} | {f"grad {n}": g for n, g in first.items()} | ends
+
+
+def process(number, world, folder):
+    """Everything in double precision, where two orders of a sum differ in the sixteenth digit."""
+    torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/{world}", rank=number, world_size=world)
+    scenes = Scenes("val", size=40, n=24)
+    data = Images(scenes.images, scenes.labels, scenes.classes, captions=scenes.captions)
+    for name, words in CASES.items():
+        found = few_steps(words, data)
+        if number == 0:
+            torch.save(found, f"{folder}/{name}_{world}.pt")
+    parallel.leave()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("processes")
+    for world in (1, 2, 4):
+        spawn(process, (world, str(made)), world)
+    return made
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", CASES)
+def test_losses_gradients_and_weights_are_those_of_one_process(folder, name, world):
+    alone, shared = (torch.load(folder / f"{name}_{w}.pt", weights_only=True) for w in (1, world))
+    assert list(alone) == list(shared)
+    assert any(key.startswith("grad") for key in alone)
+    for key, expected in alone.items():
+        torch.testing.assert_close(
+            shared[key], expected, rtol=1e-9, atol=1e-9, msg=lambda said, key=key: f"{key}: {said}"
+        )
+
+
+def train_words(out, *more):
+    words = ["train", "dino", "--data", "digits", "--device", "cpu", "--epochs", "4", "--minutes", "0"]
+    return ["-m", "minissl", *words, "--out", str(out), "--save_minutes", "0.01", *more]
+
+
+def test_when_one_process_is_killed_all_end_and_another_number_goes_on(tmp_path):
+    out = tmp_path / "run"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    running = subprocess.Popen([*launch, *train_words(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    limit = time.monotonic() + 120
+    while not (out / "checkpoint.safetensors").exists() and time.monotonic() < limit:
+        time.sleep(0.2)
+    for worker in [p for p in psutil.Process(running.pid).children() if "minissl" in p.cmdline()][1:]:
+        worker.kill()
+    said = running.communicate(timeout=60)[1]
+    assert (out / "checkpoint.safetensors").exists(), said
+    assert running.returncode != 0
+    assert "Another process of this training has ended" in said
+    alone = subprocess.run([sys.executable, *train_words(out, "--resume")], capture_output=True, text=True, check=False)
+    assert alone.returncode == 0, alone.stderr
+    assert (out / "metrics.json").exists()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_any_work(monkeypatch):
+    monkeypatch.setattr(parallel, "world", lambda: 3)
+    with pytest.raises(parallel.InputError, match="3 processes cannot share a batch of 64"):
+        parallel.share(64)
+    assert parallel.share(63) == 21
