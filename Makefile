@@ -77,7 +77,7 @@ dinov2: $(READY)  ## the longer DINOv2 that chapter 3.4 loads, its ladder and wh
 
 dinov3: $(READY)  ## patches that decay and the anchor that holds them, words, a family: chapter 3.5 (2 hours, runs/dinov3)
 	$(PYTHON) -m tests.benchmarks.decay --out runs/decay/decay.json
-	$(PYTHON) -m minissl train dinov3 --start runs/decay/anchored_0 --ibot 0 --anchor_at [] --gram_from 0 --gram_rise 0 --mixed "[[32,16,0.4],[64,32,0.6]]" --lr 5e-4 --final_lr 5e-5 --minutes 0 --epochs 3 --out runs/dinov3 --resume
+	$(PYTHON) -m minissl train dinov3 --start runs/decay/tight_0 --ibot 0 --anchor_at [] --gram 50 --gram_from 0 --gram_rise 0 --mixed "[[32,16,0.4],[64,32,0.6]]" --lr 5e-4 --final_lr 5e-5 --minutes 0 --epochs 3 --out runs/dinov3 --resume
 	$(PYTHON) -m minissl train dinotxt --encoder.weights runs/dinov3 --out runs/dinotxt --resume
 	$(PYTHON) -m minissl train dinov3 --teacher runs/dinov3 $(PUPIL) --encoder.name tiny --encoder.depth 1 --out runs/family/tiny --resume
 	$(PYTHON) -m minissl train dinov3 --teacher runs/dinov3 $(PUPIL) --encoder.stem patch --out runs/family/linear --resume

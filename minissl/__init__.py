@@ -11,7 +11,7 @@ To read it in order:
     teacher     a moving average of a network, and schedules of progress
     balance     prototypes that are all used, vectors that are apart; `masking`, which patches are hidden; `heads`
     methods/    one file per paper: its losses as functions, and a class that feeds them
-    train       the loop, with `optim` and `parallel`
+    train       the loop, with `order`, `optim`, `parallel` and `distribute`
     evaluate/   how good the features are
     visualize/  what they look like
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from minissl import distribute, parallel
 from minissl.errors import InputError
 
 
@@ -61,8 +62,8 @@ def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[s
 def save_training(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, info: dict[str, Any]) -> None:
     """Everything a run is: the method's state, the optimiser's, and `info` (the step it stands at).
 
-    Raises InputError, and writes nothing, if the method holds what is no number: a finite loss can have a gradient
-    that is not.
+    Of several processes all have to call it, and the first writes. Raises InputError, and writes nothing, if the method
+    holds what is no number: a finite loss can have a gradient that is not.
     """
     if not all(t.isfinite().all() for t in method.state_dict().values()):
         raise InputError(
@@ -71,19 +72,26 @@ def save_training(path: Path, method: nn.Module, optimizer: torch.optim.Optimize
         )
     tensors = {f"method.{name}": t for name, t in method.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
-    save_tensors(path, tensors, info)
+        tensors |= {f"optimizer.{index}.{name}": t for name, t in distribute.whole(state).items()}
+    if parallel.rank() == 0:
+        save_tensors(path, tensors, info)
 
 
 def load_training(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a run back as `save_training` left it; returns its `info`. Raises InputError if it is of another method."""
     tensors, info = load_method(path, method)
+    load_optimizer(tensors, optimizer)
+    return info
+
+
+def load_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+    """The other half: the moments, by the names `load_method` returned them by."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         _, index, key = name.split(".")
-        states.setdefault(int(index), {})[key] = tensor
+        states.setdefault(int(index), {})[key] = distribute.part_as(tensor, parameters[int(index)])
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
-    return info
 
 
 def load_method(path: Path, method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -13,16 +13,18 @@ from torch import nn
 def param_groups(method: nn.Module) -> list[dict[str, Any]]:
     """What is decayed (matrices and larger) and what is not (biases, norms, vectors), as in DINO.
 
-    A method whose layers learn at different speeds says so by `rates()`: parameter's name -> factor on the rate.
+    A scalar has a group of its own: it is whole where all else may be dealt out to several processes. A method whose
+    layers learn at different speeds says so by `rates()`: parameter's name -> factor on the rate.
     """
     rates, groups = method.rates() if hasattr(method, "rates") else {}, {}
     for name, p in method.named_parameters():
         if p.requires_grad:
-            groups.setdefault((rates.get(name, 1.0), p.ndim >= 2 and not name.endswith(".bias")), []).append(p)
-    groups = groups | {key: groups.get(key, []) for key in ((1.0, True), (1.0, False))}
+            decay = p.ndim >= 2 and not name.endswith(".bias")
+            groups.setdefault((rates.get(name, 1.0), decay, p.ndim > 0), []).append(p)
+    groups = groups | {key: groups.get(key, []) for key in ((1.0, True, True), (1.0, False, True))}
     return [
         {"params": params, "rate": rate, "decay": decay} | ({} if decay else {"weight_decay": 0.0})
-        for (rate, decay), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+        for (rate, decay, _), params in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
 
 

@@ -9,16 +9,13 @@ Shapes: W processes with B rows each.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from inspect import signature
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from minissl.errors import InputError
 
@@ -175,72 +172,3 @@ def share(batch_size: int) -> int:
     if batch_size % world():
         raise InputError(f"{world()} processes cannot share a batch of {batch_size}; give --batch_size a multiple.")
     return batch_size // world()
-
-
-class SharedBatchNorm(_BatchNorm):
-    """A batch norm whose batch is that of all processes, each with its own number of rows. torch's needs a GPU."""
-
-    def _check_input_dim(self, x: Tensor) -> None:
-        """Any (n, C, ...)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training and self.running_mean is not None:
-            return super().forward(x)
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
-        y = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        count = total(torch.full((), float(x.numel() // x.shape[1]), dtype=y.dtype, device=x.device))
-        some = count.clamp_min(1)  # a batch may have no rows, where no small crops are wanted
-        y = y - (mean := total(y.sum(axes)) / some).view(shape)
-        var = total(y.square().sum(axes)) / some
-        if self.running_mean is not None:
-            with torch.no_grad():
-                self.num_batches_tracked += 1
-                weight = (self.momentum * (count > 0)).to(self.running_mean.dtype)
-                self.running_mean.lerp_(mean.to(weight.dtype), weight)
-                self.running_var.lerp_((var * count / (count - 1).clamp_min(1)).to(weight.dtype), weight)
-        y = y * (var + self.eps).rsqrt().view(shape)
-        return (y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
-
-
-def share_norms(module: nn.Module) -> None:
-    """Let every batch norm in a module see the batches of all; names and numbers stay as they are."""
-    for name, child in module.named_children():
-        if isinstance(child, _BatchNorm):
-            shared = SharedBatchNorm(child.num_features, child.eps, child.momentum, child.affine, False)
-            shared._parameters, shared._buffers = child._parameters, child._buffers
-            shared.track_running_stats = child.track_running_stats
-            setattr(module, name, shared.train(child.training))
-        else:
-            share_norms(child)
-
-
-class _Loss(nn.Module):
-    """A method whose forward pass is its loss, which is what DistributedDataParallel watches."""
-
-    def __init__(self, method: nn.Module):
-        super().__init__()
-        self.method = method
-
-    def forward(self, batch, progress: float) -> dict[str, Tensor]:
-        return self.method.loss(batch, progress)
-
-
-def averaged(method: nn.Module) -> Callable[[Any, float], dict[str, Tensor]]:
-    """A method's loss, whose gradients are the mean over all processes after each backward pass.
-
-    The method is changed: its batch norms see the batches of all.
-    """
-    if not together():
-        return method.loss
-    share_norms(method)
-    named = signature(DistributedDataParallel).parameters
-    leave_buffers = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
-    return DistributedDataParallel(_Loss(method), find_unused_parameters=True, **{leave_buffers: False})
-
-
-def mean_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Scalars by name, each the mean over all processes."""
-    if not together():
-        return terms
-    return dict(zip(terms, (total(torch.stack([t.detach().float() for t in terms.values()])) / world()).unbind()))

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minissl import checkpoint, parallel
+from minissl import checkpoint, distribute, parallel
 from minissl.machine import Plan, choose_precision, memory_used, wait_for
 from minissl.method import Batch
 from minissl.optim import LARS, clip_gradients, param_groups
@@ -49,6 +49,7 @@ class TrainConfig:
         final_weight_decay: at the end.
         clip: largest norm of a single parameter's gradient, as DINO clips; 0 does not clip.
         precision: of the forward pass; auto takes bf16 where the hardware has it.
+        shard: keep of every parameter only a share in each process, for encoders that do not fit; see torchrun.
         compile: compile the encoders with torch.compile; the first steps then take a minute.
         seed: everything that is drawn, is drawn from it.
         watch_minutes: minutes between two k-NN evaluations.
@@ -66,6 +67,7 @@ class TrainConfig:
     final_weight_decay: float = 0.4
     clip: float = 3.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    shard: bool = False
     compile: bool = False
     seed: int = 0
     watch_minutes: float = 2.0
@@ -98,7 +100,7 @@ def training_step(
 ) -> dict[str, Tensor]:
     """One step. Returns the terms of the loss, still on the device: reading them would make a GPU wait.
 
-    With several processes `loss` is what `parallel.averaged` made of the method, and the terms are the mean of all.
+    With several processes `loss` is what `distribute.averaged` made of the method, and the terms are the mean of all.
     """
     set_schedules(optimizer, config, progress)
     bf16 = config.precision == "bf16"
@@ -110,7 +112,7 @@ def training_step(
         clip_gradients([p for group in optimizer.param_groups for p in group["params"]], config.clip)
     optimizer.step()
     method.after_step(progress)
-    return parallel.mean_terms({name: term.detach() for name, term in terms.items()})
+    return distribute.mean_terms({name: term.detach() for name, term in terms.items()})
 
 
 def plan(method: nn.Module, data, config: TrainConfig) -> Plan:
@@ -167,6 +169,20 @@ def learn(
     return [{name: float(term) for name, term in terms.items()} for terms in history]
 
 
+def _begin(
+    method: nn.Module, config: TrainConfig, path: Path
+) -> tuple[Callable, torch.optim.Optimizer, nn.Module, int]:
+    """The loss to ask, the optimiser, what is measured and saved, and the step a run stands at."""
+    parallel.share(config.batch_size)
+    found, info = checkpoint.load_method(path, method) if path.exists() else ({}, {"step": 0})
+    shard = config.shard and parallel.together()
+    plain = copy.deepcopy(method) if shard else method
+    loss = distribute.sharded(method) if shard else distribute.averaged(method)
+    optimizer = make_optimizer(method, config)
+    checkpoint.load_optimizer(found, optimizer)
+    return loss, optimizer, plain, info["step"]
+
+
 def fit(
     method: nn.Module,
     data,
@@ -193,24 +209,24 @@ def fit(
         InputError: when the loss is not finite, a checkpoint cannot be written, or a batch cannot be shared out.
         KeyboardInterrupt: after Ctrl-C, when the step is finished and saved.
     """
-    parallel.share(config.batch_size)
-    loss = parallel.averaged(method)
-    optimizer, path = make_optimizer(method, config), out / "checkpoint.safetensors"
-    start = checkpoint.load_training(path, method, optimizer)["step"] if path.exists() else 0
+    path = out / "checkpoint.safetensors"
+    loss, optimizer, plain, start = _begin(method, config, path)
+
+    def gathered() -> nn.Module:
+        return method if plain is method else distribute.gather_method(method, plain)
 
     def save(step: int) -> None:
-        if parallel.rank():
-            return  # all have the same weights, and one writes them
-        checkpoint.save_training(path, method, optimizer, {"step": step})
-        export(method.encoder)
+        checkpoint.save_training(path, gathered(), optimizer, {"step": step})
+        if parallel.rank() == 0:
+            export(plain.encoder)
 
     if start >= steps and parallel.rank() == 0:
-        export(method.encoder)  # a kill may have come between the last checkpoint and its encoder
+        export(plain.encoder)  # a kill may have come between the last checkpoint and its encoder
     if config.compile:
         for module in [m for m in method.modules() if isinstance(m, type(method.encoder))]:
             module.compile()
     record = Recorder(
-        out, start, steps, config.batch_size, lambda: watch(method.encoder), save,
+        out, start, steps, config.batch_size, lambda: watch(gathered().encoder), save,
         config.watch_minutes, config.save_minutes, look,
     )  # fmt: skip
     with interruptible() as interrupted:

@@ -58,12 +58,14 @@ FORBIDDEN = {  # room: the rooms it may not import
     "color": LOOPS | MODELS | {"data", "evaluate", "visualize", "optim", "parallel"},
     "optim": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "parallel"},
     "parallel": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim"},
+    "distribute": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim"},
     "pretrained": LOOPS,
     "film": LOOPS | MODELS - {"method"} | {"data", "visualize"},
 }
 IGNORANT = {
     "train",
     "order",
+    "distribute",
     "record",
     "doctor",
     "evaluate",

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing import spawn
 
-from minissl import parallel, train
+from minissl import distribute, parallel, train
 from minissl.__main__ import parse_run
 from minissl.data import Images, Scenes
 
@@ -34,22 +34,22 @@ CASES = {
 }
 
 
-def few_steps(words, data):
+def few_steps(words, data, shard):
     """The losses of some steps, the first gradients, and all weights at the end."""
     run, _ = parse_run([*words.split(), "--device", "cpu", "--batch_size", "8", "--precision", "fp32"])
     method, config = run.build().double(), train.TrainConfig(**run.loop)
     if hasattr(method, "prepare"):
         method.prepare(data)
-    loss, losses = parallel.averaged(method), []
+    loss, losses = (distribute.sharded if shard else distribute.averaged)(method), []
     optimizer = train.make_optimizer(method, config)
     for step, batch in zip(range(STEPS), train.batches(data, config.batch_size, 0)):
         train.seed_step(0, step)
         terms = train.training_step(method, optimizer, batch, step / STEPS, config, loss)
         losses.append(terms["loss"])
         if step == 0:
-            first = {n: p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
+            first = {f"grad {n}": p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
     ends = {name: t for name, t in method.state_dict().items() if t.is_floating_point()}
-    return {"losses": torch.stack(losses)} | {f"grad {n}": g for n, g in first.items()} | ends
+    return {"losses": torch.stack(losses)} | distribute.whole(first | ends)
 
 
 def process(number, world, folder):
@@ -62,9 +62,10 @@ def process(number, world, folder):
     scenes = Scenes("val", size=40, n=24)
     data = Images(scenes.images, scenes.labels, scenes.classes, captions=scenes.captions)
     for name, words in CASES.items():
-        found = few_steps(words, data)
-        if number == 0:
-            torch.save(found, f"{folder}/{name}_{world}.pt")
+        for shard in (False, True) if world == 2 else (False,):
+            found = few_steps(words, data, shard)
+            if number == 0:
+                torch.save(found, f"{folder}/{name}_{world}{'s' * shard}.pt")
     parallel.leave()
 
 
@@ -76,7 +77,7 @@ def folder(tmp_path_factory):
     return made
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", ["2", "4", "2s"], ids=["two", "four", "two, sharded"])
 @pytest.mark.parametrize("name", CASES)
 def test_losses_gradients_and_weights_are_those_of_one_process(folder, name, world):
     alone, shared = (torch.load(folder / f"{name}_{w}.pt", weights_only=True) for w in (1, world))
@@ -93,10 +94,13 @@ def train_words(out, *more):
     return ["-m", "minissl", *words, "--out", str(out), "--save_minutes", "0.01", *more]
 
 
-def test_when_one_process_is_killed_all_end_and_another_number_goes_on(tmp_path):
+@pytest.mark.parametrize("shard", ["false", "true"])
+def test_when_one_process_is_killed_all_end_and_another_number_goes_on(tmp_path, shard):
     out = tmp_path / "run"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    running = subprocess.Popen([*launch, *train_words(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [*launch, *train_words(out, "--shard", shard)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     limit = time.monotonic() + 120
     while not (out / "checkpoint.safetensors").exists() and time.monotonic() < limit:
         time.sleep(0.2)
@@ -106,7 +110,9 @@ def test_when_one_process_is_killed_all_end_and_another_number_goes_on(tmp_path)
     assert (out / "checkpoint.safetensors").exists(), said
     assert running.returncode != 0
     assert "Another process of this training has ended" in said
-    alone = subprocess.run([sys.executable, *train_words(out, "--resume")], capture_output=True, text=True, check=False)
+    alone = subprocess.run(
+        [sys.executable, *train_words(out, "--shard", shard, "--resume")], capture_output=True, text=True, check=False
+    )
     assert alone.returncode == 0, alone.stderr
     assert (out / "metrics.json").exists()
 

@@ -1,6 +1,6 @@
 """Patches that decay while the image's vector gains, and the anchor that holds them: DINOv3's claim, on a small scale.
 
-From one checkpoint, as many steps of the loss of whole images alone (--ibot 0), with the Gram anchor and without. All
+From one checkpoint, as many steps of the loss of whole images alone (--ibot 0), without the Gram anchor and with two weights of it. All
 is measured on test scenes and clips, as training goes on: what the class token is worth, what each patch says at four
 times the resolution that was trained, and how well patches follow objects in video. What is there is not run again.
 
@@ -28,7 +28,7 @@ from minissl.scores import accuracy, pixel_classes
 
 EARLY = "dinov3 --gram 0 --final_lr 1e-6 --final_weight_decay 0.4"  # cooled, as DINOv2's preset ends
 FURTHER = "dinov3 --ibot 0 --anchor_at [] --gram_from 0 --gram_rise 0 --warmup 0.02"  # at a constant rate, the preset's
-ARMS = {"free": "--gram 0", "anchored": "--gram 10"}
+ARMS = {"free": "--gram 0", "anchored": "--gram 10", "tight": "--gram 50"}
 MOMENTS = (0.25, 0.5, 1.0)  # of the further steps, at which all is measured
 
 
