@@ -141,6 +141,18 @@ def test_terms_add_up():
     assert whole["teacher_entropy"].item() < math.log(32)
 
 
+def test_from_some_time_on_nothing_is_hidden_and_it_is_dino():
+    method, plain = small(ibot_until=0.5), small(ibot=0.0)
+    plain.load_state_dict(method.state_dict())
+    assert "ibot" in method.loss(batch(), 0.49)
+    seed_step(0, 1)
+    late = method.loss(batch(), 0.5)
+    seed_step(0, 1)
+    torch.testing.assert_close(late, plain.loss(batch(), 0.5))
+    late["loss"].backward()
+    assert method.mask_token.grad is None
+
+
 def test_layers_learn_at_their_own_rates():
     method = small(slower=(0.5, 0.2))
     rates = {}

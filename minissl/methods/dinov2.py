@@ -71,6 +71,7 @@ class DINOv2(nn.Module):
         sinkhorn: iterations of Sinkhorn-Knopp; 0 centres, as DINO does.
         koleo: weight of the term that keeps the class tokens of a crop apart.
         ibot: weight of the patches' loss; 0 hides nothing and leaves it out.
+        ibot_until: share of the run from which on nothing is hidden any more and whole images teach alone.
         mask_ratio: in one half of the global crops, from which to which share of the patches are hidden.
         momentum: of the teacher at the start; it ends at 1, along a cosine.
         freeze_last: share of the run in which the prototypes stay as they were drawn.
@@ -144,6 +145,7 @@ class DINOv2(nn.Module):
         sinkhorn: int = 3,
         koleo: float = 0.1,
         ibot: float = 1.0,
+        ibot_until: float = 1.0,
         mask_ratio: tuple[float, float] = (0.1, 0.5),
         momentum: float = 0.992,
         freeze_last: float = 0.01,
@@ -162,7 +164,8 @@ class DINOv2(nn.Module):
         self.crops = {"size": size, "local_size": local_size, "local_crops": local_crops}
         self.crops |= {"global_scale": global_scale, "local_scale": local_scale}
         self.temperatures = {"start": warmup_temperature, "end": teacher_temperature, "until": temperature_warmup}
-        self.sinkhorn, self.koleo, self.ibot, self.mask_ratio = sinkhorn, koleo, ibot, mask_ratio
+        self.sinkhorn, self.koleo, self.mask_ratio = sinkhorn, koleo, mask_ratio
+        self.ibot, self.ibot_until = ibot, ibot_until
         self.momentum, self.freeze_last, self.slower = momentum, freeze_last, slower
 
     @property
@@ -182,10 +185,11 @@ class DINOv2(nn.Module):
     ) -> tuple[dict[str, Tensor], Tokens]:
         """The terms of the loss of large crops (2B, 3, S, S) and small ones, and the student's tokens of the large."""
         n, frozen = len(large) // 2, progress < self.freeze_last
+        ibot = self.ibot if progress < self.ibot_until else 0.0
         temperature = linear(**self.temperatures, progress=progress)
         seen = self.teacher["encoder"](large)
-        masks, hidden = self.hide(seen.patches) if self.ibot else (None, None)
-        tokens = self.student["encoder"](large, *((masks, self.mask_token) if self.ibot and self.hides else ()))
+        masks, hidden = self.hide(seen.patches) if ibot else (None, None)
+        tokens = self.student["encoder"](large, *((masks, self.mask_token) if ibot and self.hides else ()))
         cls = [tokens.cls, *([self.student["encoder"](small).cls] if len(small) else [])]
         scores = self.student["head"](torch.cat(cls), frozen).float().unflatten(0, (-1, n))  # (V, B, K)
         target = self.targets("head", seen.cls, self.center, temperature)  # (2B, K)
@@ -194,13 +198,13 @@ class DINOv2(nn.Module):
         if self.koleo:
             terms["koleo"] = sum(koleo(crop) for crop in tokens.cls.split(n))
             loss = loss + self.koleo * terms["koleo"]
-        if self.ibot:
+        if ibot:
             patches, asked = (x.patches.flatten(0, 2)[hidden] for x in (tokens, seen))  # (M, D)
             head = "patch_head" if "patch_head" in self.student else "head"
             target = self.targets(head, asked, self.patch_center, temperature)  # (M, K)
             scores = self.student[head](patches, frozen).float()
             terms["ibot"] = masked_patch_entropy(scores, target, masks.flatten(1))
-            loss = loss + self.ibot * terms["ibot"]
+            loss = loss + ibot * terms["ibot"]
         return {"loss": loss} | terms, tokens
 
     def hide(self, patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """Patches that decay while the image's vector gains, and the anchor that holds them: DINOv3's claim, on a small scale.
 
-From one checkpoint, as many steps of the loss of whole images alone (--ibot 0), without the Gram anchor and with two weights of it. All
-is measured on test scenes and clips, as training goes on: what the class token is worth, what each patch says at four
-times the resolution that was trained, and how well patches follow objects in video. What is there is not run again.
+From one checkpoint, as many steps of the loss of whole images alone (--ibot 0), without the Gram anchor and with two
+weights of it. All is measured on test scenes and clips, as training goes on: what the class token is worth, what each
+patch says at four times the resolution that was trained, and how well patches follow objects in video. What is there
+is not run again.
 
     python -m tests.benchmarks.decay [--seeds 0 1 2] [--early 1500] [--further 2000] [--out runs/decay/decay.json]
 """
