@@ -1,9 +1,12 @@
 """The machine: which device, which precision, and what a run will take on it."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from minissl.errors import InputError
 
@@ -39,6 +42,13 @@ def memory_used(device: torch.device) -> int:
 def fits(size: int, device: torch.device) -> bool:
     """Whether `size` bytes of data can stay on the device and leave half of what is free to the training."""
     return device.type != "cuda" or size < torch.cuda.mem_get_info(device)[0] / 2
+
+
+def recompute(method: nn.Module) -> None:
+    """Let each block of each transformer keep its input alone, and be computed again when its gradient is asked for."""
+    for module in method.modules():
+        for block in getattr(module, "blocks", ()):
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def wait_for(device: torch.device) -> None:

@@ -42,8 +42,9 @@ class Method(Protocol):
     A method may also have `needs`, the names of what it needs of a `Batch` besides images; `prepare(data)`, a look at
     the training data (`data.Images`) before the first step; what it learns there belongs into its state; `reads`, what
     its features are, for `evaluate.extract`, if they are not the class token alone; `frozen`, True where the encoder is
-    given and stays as it is; and `guesses(batch_size)`, from how
-    many answers a term of the loss has to choose: as long as it stays at the logarithm of that, nothing is learnt.
+    given and stays as it is; `apart`, True where the loss is a mean over images, each by itself, so that a batch can be
+    computed in parts; and `guesses(batch_size)`, from how many answers a term of the loss has to choose: as long as it
+    stays at the logarithm of that, nothing is learnt.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]]

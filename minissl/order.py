@@ -8,9 +8,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from minissl import parallel
+from minissl.errors import InputError
 from minissl.method import Batch
 
 
@@ -36,6 +38,33 @@ def batches(data, size: int, seed: int, step: int = 0, device: torch.device | No
     whole = orders(len(data), size, seed, step)
     for found in data.batches(rows.chunk(parallel.world())[parallel.rank()] for rows in whole):
         yield Batch(**{name: _to(part, device) for name, part in found.items()})
+
+
+def check_parts(method: nn.Module, batch_size: int, parts: int) -> None:
+    """Raises InputError if a batch cannot be computed in parts, one after the other, with the same gradient."""
+    if parts == 1:
+        return
+    name, instead = type(method).__name__, "leave --accumulate out; --recompute true and several processes save memory"
+    if not getattr(method, "apart", False):
+        raise InputError(f"{name} compares the images of a batch with each other, and needs it whole; {instead}.")
+    if any(isinstance(module, _BatchNorm) for module in method.modules()):
+        raise InputError(
+            f"The batch norms of this encoder need a batch whole; give a ViT's --encoder.stem patch, or {instead}."
+        )
+    if batch_size % (parts * parallel.world()):
+        raise InputError(f"A batch of {batch_size} has no {parts} equal parts in each process; change --accumulate.")
+
+
+def parts_of(batch: Batch, parts: int) -> list[Batch]:
+    """A batch cut into equal parts, in its order."""
+    n = len(batch.images) // parts
+    return [Batch(*(_rows(part, i * n, n) for part in batch)) for i in range(parts)]
+
+
+def _rows(part, start: int, n: int):
+    if isinstance(part, dict):
+        return {name: _rows(tensor, start, n) for name, tensor in part.items()}
+    return None if part is None else part[start : start + n]
 
 
 def _to(part, device: torch.device):

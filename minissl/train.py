@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from minissl import checkpoint, distribute, parallel
-from minissl.machine import Plan, choose_precision, memory_used, wait_for
+from minissl.machine import Plan, choose_precision, memory_used, recompute, wait_for
 from minissl.method import Batch
 from minissl.optim import LARS, clip_gradients, param_groups
-from minissl.order import batches, seed_step
+from minissl.order import batches, check_parts, parts_of, seed_step
 from minissl.record import Recorder, interruptible
 from minissl.teacher import cosine, warmup_cosine
 
@@ -51,6 +51,8 @@ class TrainConfig:
         precision: of the forward pass; auto takes bf16 where the hardware has it.
         shard: keep of every parameter only a share in each process, for encoders that do not fit; see torchrun.
         compile: compile the encoders with torch.compile; the first steps then take a minute.
+        accumulate: parts a batch is computed in, one after the other, to save memory, where the loss allows it.
+        recompute: compute the blocks of a ViT once more for the gradient, to save memory; costs a third of the time.
         seed: everything that is drawn, is drawn from it.
         watch_minutes: minutes between two k-NN evaluations.
         save_minutes: minutes between two checkpoints.
@@ -69,6 +71,8 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     shard: bool = False
     compile: bool = False
+    accumulate: int = 1
+    recompute: bool = False
     seed: int = 0
     watch_minutes: float = 2.0
     save_minutes: float = 1.0
@@ -103,16 +107,18 @@ def training_step(
     With several processes `loss` is what `distribute.averaged` made of the method, and the terms are the mean of all.
     """
     set_schedules(optimizer, config, progress)
-    bf16 = config.precision == "bf16"
-    with torch.autocast(batch.images.device.type, torch.bfloat16) if bf16 else nullcontext():
-        terms = (loss or method.loss)(batch, progress)
+    bf16, found = config.precision == "bf16", []
     optimizer.zero_grad(set_to_none=True)
-    terms["loss"].backward()
+    for part in parts_of(batch, config.accumulate) if config.accumulate > 1 else [batch]:
+        with torch.autocast(batch.images.device.type, torch.bfloat16) if bf16 else nullcontext():
+            terms = (loss or method.loss)(part, progress)
+        (terms["loss"] / config.accumulate).backward()
+        found.append({name: term.detach() for name, term in terms.items()})
     if config.clip:
         clip_gradients([p for group in optimizer.param_groups for p in group["params"]], config.clip)
     optimizer.step()
     method.after_step(progress)
-    return distribute.mean_terms({name: term.detach() for name, term in terms.items()})
+    return distribute.mean_terms({name: sum(part[name] for part in found) / len(found) for name in found[0]})
 
 
 def plan(method: nn.Module, data, config: TrainConfig) -> Plan:
@@ -174,10 +180,13 @@ def _begin(
 ) -> tuple[Callable, torch.optim.Optimizer, nn.Module, int]:
     """The loss to ask, the optimiser, what is measured and saved, and the step a run stands at."""
     parallel.share(config.batch_size)
+    check_parts(method, config.batch_size, config.accumulate)
     found, info = checkpoint.load_method(path, method) if path.exists() else ({}, {"step": 0})
     shard = config.shard and parallel.together()
     plain = copy.deepcopy(method) if shard else method
     loss = distribute.sharded(method) if shard else distribute.averaged(method)
+    if config.recompute:
+        recompute(method)
     optimizer = make_optimizer(method, config)
     checkpoint.load_optimizer(found, optimizer)
     return loss, optimizer, plain, info["step"]

@@ -50,6 +50,12 @@ def masked_patch_entropy(student: Tensor, teacher: Tensor, mask: Tensor, tempera
         return (losses * weights[rows // mask.shape[1]]).sum() / len(mask)
 
 
+def check_hides(encoder: nn.Module, ibot: float) -> None:
+    """Raises InputError for an encoder that cannot hide patches, if the weight of their loss is not 0."""
+    if ibot and "masks" not in signature(encoder.forward).parameters:
+        raise InputError("This encoder has no patches to hide; give a ViT, as --encoder.name nano, or --ibot 0.")
+
+
 class DINOv2(nn.Module):
     """Self-distillation of images and of hidden patches.
 
@@ -152,8 +158,7 @@ class DINOv2(nn.Module):
         slower: tuple[float, float] = (0.9, 0.2),
     ):
         super().__init__()
-        if ibot and "masks" not in signature(encoder.forward).parameters:
-            raise InputError("This encoder has no patches to hide; give a ViT, as --encoder.name nano, or --ibot 0.")
+        check_hides(encoder, ibot)
         kinds = {"head": prototypes} | ({"patch_head": patch_prototypes} if ibot and patch_prototypes else {})
         heads = {name: self.make_head(encoder.dim, k, hidden, bottleneck, batch_norm) for name, k in kinds.items()}
         self.student = nn.ModuleDict({"encoder": encoder} | heads)
@@ -164,9 +169,8 @@ class DINOv2(nn.Module):
         self.crops = {"size": size, "local_size": local_size, "local_crops": local_crops}
         self.crops |= {"global_scale": global_scale, "local_scale": local_scale}
         self.temperatures = {"start": warmup_temperature, "end": teacher_temperature, "until": temperature_warmup}
-        self.sinkhorn, self.koleo, self.mask_ratio = sinkhorn, koleo, mask_ratio
-        self.ibot, self.ibot_until = ibot, ibot_until
-        self.momentum, self.freeze_last, self.slower = momentum, freeze_last, slower
+        self.sinkhorn, self.koleo, self.ibot, self.ibot_until = sinkhorn, koleo, ibot, ibot_until
+        self.mask_ratio, self.momentum, self.freeze_last, self.slower = mask_ratio, momentum, freeze_last, slower
 
     @property
     def encoder(self) -> nn.Module:

@@ -179,6 +179,7 @@ class Pretext(nn.Module):
     """
 
     reads: ClassVar[str] = "both"  # all tasks but rotation train the patches, and the class token hardly
+    apart: ClassVar[bool] = True  # the loss is a mean over images
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu": {  # what learns in minutes on two cores
             "encoder.name": "nano",

@@ -46,6 +46,7 @@ class Transfer(nn.Module):
     """
 
     needs: ClassVar[tuple[str, ...]] = ("labels",)
+    apart: ClassVar[bool] = True  # the loss is a mean over images
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "cpu": {
             "encoder.name": "nano",

@@ -1,0 +1,101 @@
+"""What saves memory changes nothing: parts of a batch, blocks computed twice. A loss that needs it whole says so."""
+
+import copy
+
+import pytest
+import torch
+
+from minissl import augment, train
+from minissl.__main__ import parse_run
+from minissl.errors import InputError
+from minissl.machine import recompute
+from minissl.method import Batch, available, find
+from minissl.order import check_parts, parts_of
+
+PLAIN = "--encoder.name nano --encoder.stem patch --encoder.patch_size 8 --precision fp32 --device cpu"
+
+
+def make(words):
+    run, _ = parse_run([*words.split(), *PLAIN.split()])
+    return run.build(), train.replace(train.TrainConfig(**run.loop), clip=0.0)
+
+
+def batch(n=8):
+    torch.manual_seed(3)
+    return Batch(
+        torch.randint(0, 256, (n, 3, 48, 48), dtype=torch.uint8),
+        torch.arange(n) % 4,
+        None,
+        {"place": torch.arange(n) % 3},
+    )
+
+
+def gradients(method, config):
+    """Of one step; the optimiser's rate is 0 at the start of the run."""
+    optimizer = train.make_optimizer(method, config)
+    train.seed_step(0, 0)
+    terms = train.training_step(method, optimizer, batch(), 0.0, config)
+    return terms, {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "words", ["transfer", "transfer --targets [place]", "pretext", "pretext --task colorization", "pretext --task hole"]
+)
+@pytest.mark.parametrize("parts", [2, 8])
+def test_a_batch_in_parts_has_the_gradient_of_the_whole(words, parts, monkeypatch):
+    method, config = make(words)
+    middle = lambda n, height, width, scale, like: tuple(torch.full((n,), x) for x in (4.0, 4.0, 40.0, 40.0))  # noqa: E731
+    monkeypatch.setattr(augment, "draw_crops", middle)  # the same crop whatever is drawn
+    monkeypatch.setattr(augment, "rand", lambda *shape, device, rows=0: torch.ones(shape))  # and none is mirrored
+    terms, expected = gradients(copy.deepcopy(method), config)
+    config = train.replace(config, accumulate=parts)
+    found_terms, found = gradients(method, config)
+    assert list(found) == list(expected)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found_terms["loss"], terms["loss"])
+
+
+def test_parts_keep_the_order_and_all_that_is_known():
+    whole = batch(6)._replace(captions=[(str(i),) for i in range(6)])
+    first, second = parts_of(whole, 2)
+    assert torch.equal(torch.cat([first.images, second.images]), whole.images)
+    assert (first.labels.tolist(), second.captions) == ([0, 1, 2], [("3",), ("4",), ("5",)])
+    assert second.factors["place"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", available())
+def test_a_loss_that_compares_images_says_that_it_needs_them_all(name):
+    method = torch.nn.Module() if name == "dinotxt" else make(name)[0]
+    method.__class__ = find(name)
+    if getattr(find(name), "apart", False):
+        check_parts(method, 64, 4)
+        with pytest.raises(InputError, match="64 has no 5 equal parts"):
+            check_parts(method, 64, 5)
+    else:
+        with pytest.raises(InputError, match="compares the images of a batch with each other"):
+            check_parts(method, 64, 4)
+    check_parts(method, 64, 1)
+
+
+def test_batch_norms_need_their_batch():
+    run, _ = parse_run(["transfer", "--encoder.name", "cnn", "--device", "cpu"])
+    with pytest.raises(InputError, match="batch norms of this encoder"):
+        check_parts(run.build(), 64, 2)
+
+
+@pytest.mark.parametrize(
+    "words", ["dino --batch_norm true", "dinov2", "dinov3 --gram_from 0", "transfer", "pretext --task mae"]
+)
+def test_blocks_computed_again_give_the_same_gradient(words):
+    method, config = make(f"{words} --encoder.drop_path 0.5 --encoder.depth 2")
+    again, runs = copy.deepcopy(method), {"once": [], "again": []}
+    recompute(again)
+    for name, one in (("once", method), ("again", again)):
+        for block in (block for module in one.modules() for block in getattr(module, "blocks", ())):
+            block.mlp.register_forward_hook(lambda *_, name=name: runs[name].append(1))
+    terms, expected = gradients(method, config)
+    found_terms, found = gradients(again, config)
+    torch.testing.assert_close(found_terms, terms)
+    torch.testing.assert_close(found, expected)
+    assert len(runs["again"]) > len(runs["once"])
