@@ -5,11 +5,9 @@
     optimizer.step()
     method.after_step(progress)
 
-The loop owns the order of the images, the optimiser with its learning rate and weight decay, the bar a person watches,
-and the promise that nothing is lost. Chance is a function of (seed, step) (`order`), so a run that was killed goes on
-from its last checkpoint as if nothing had happened: on a CPU to the same bits.
-
-Shapes: B images of a batch.
+The loop owns the optimiser with its learning rate and weight decay, and the promise that nothing is lost. Chance is a
+function of (seed, step) (`order`), so a run that was killed goes on from its last checkpoint as if nothing had
+happened: on a CPU to the same bits. Shapes: B images of a batch.
 """
 
 import copy
@@ -47,6 +45,7 @@ class TrainConfig:
         warmup: share of the run in which the learning rate rises from 0.
         weight_decay: at the start; never on biases, norms and other vectors.
         final_weight_decay: at the end.
+        cool: share of the run in which rate and decay move as said; then they are put back to lr and weight_decay.
         clip: largest norm of a single parameter's gradient, as DINO clips; 0 does not clip.
         precision: of the forward pass; auto takes bf16 where the hardware has it.
         shard: keep of every parameter only a share in each process, for encoders that do not fit; see torchrun.
@@ -67,6 +66,7 @@ class TrainConfig:
     warmup: float = 0.1
     weight_decay: float = 0.04
     final_weight_decay: float = 0.4
+    cool: float = 1.0
     clip: float = 3.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     shard: bool = False
@@ -86,11 +86,14 @@ def make_optimizer(method: nn.Module, config: TrainConfig) -> torch.optim.Optimi
 
 def set_schedules(optimizer: torch.optim.Optimizer, config: TrainConfig, progress: float) -> float:
     """Set and return this step's learning rate, and set its weight decay."""
-    lr = warmup_cosine(0.0, config.lr, config.final_lr, progress, config.warmup)
+    lr, decay, moved = config.lr, config.weight_decay, progress / config.cool
+    if moved < 1 or config.cool == 1:
+        lr = warmup_cosine(0.0, config.lr, config.final_lr, moved, config.warmup)
+        decay = cosine(config.weight_decay, config.final_weight_decay, moved)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["rate"]
         if group["decay"]:
-            group["weight_decay"] = cosine(config.weight_decay, config.final_weight_decay, progress)
+            group["weight_decay"] = decay
     return lr
 
 
@@ -126,8 +129,7 @@ def plan(method: nn.Module, data, config: TrainConfig) -> Plan:
 
     Args:
         method: on its device; it is not changed.
-        data: as for `batches`.
-        config: with its precision resolved.
+        data, config: as for `batches`; with its precision resolved.
     """
     trial, device, seconds = copy.deepcopy(method), next(method.parameters()).device, []
     optimizer, source = make_optimizer(trial, config), batches(data, config.batch_size, config.seed, device=device)
@@ -153,8 +155,7 @@ def learn(
 
     Args:
         method: on its device; it is changed.
-        data: as for `batches`.
-        config: how fast; not how long.
+        data, config: as for `batches`; how fast, not how long.
         steps: length of the run.
         look: measures something, `every` so many steps if that is not 0.
 
@@ -206,8 +207,7 @@ def fit(
 
     Args:
         method: on its device.
-        data: as for `batches`.
-        config: with its precision resolved.
+        data, config: as for `batches`; with its precision resolved.
         steps: length of the run.
         out: the run's folder, for log.jsonl and checkpoint.safetensors.
         watch: measures the encoder, now and then.

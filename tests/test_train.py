@@ -104,6 +104,17 @@ def test_the_learning_rate_warms_up_and_the_weight_decay_grows():
     assert [g["weight_decay"] for g in optimizer.param_groups] == pytest.approx([0.4, 0])
 
 
+def test_rate_and_decay_may_cool_first_and_then_stay():
+    config = TrainConfig(lr=1.0, final_lr=0.0, warmup=0.5, weight_decay=0.04, final_weight_decay=0.4, cool=0.4)
+    optimizer = train.make_optimizer(nn.Linear(2, 2), config)
+    rates = [train.set_schedules(optimizer, config, p) for p in (0, 0.1, 0.2, 0.3, 0.3999, 0.4, 0.7, 1.0)]
+    assert rates == pytest.approx([0, 0.5, 1.0, 0.5, 0.0, 1.0, 1.0, 1.0], abs=1e-3)
+    decays = [
+        (train.set_schedules(optimizer, config, p), optimizer.param_groups[0]["weight_decay"])[1] for p in (0, 0.2, 0.4)
+    ]
+    assert decays == pytest.approx([0.04, 0.22, 0.04])
+
+
 def test_the_weight_decay_follows_dinos_cosine():
     """final + (base - final) (1 + cos(pi i / n)) / 2, facts of the authors' main_dino.py."""
     optimizer = train.make_optimizer(nn.Linear(2, 2), TrainConfig())
