@@ -1,11 +1,14 @@
 """The machine: which device, which precision, and what a run will take on it."""
 
+import weakref
 from dataclasses import dataclass
 from functools import partial
 
 import psutil
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from minissl.errors import InputError
@@ -49,6 +52,33 @@ def recompute(method: nn.Module) -> None:
     for module in method.modules():
         for block in getattr(module, "blocks", ()):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+class Peak(TorchDispatchMode):
+    """Inside, `most` becomes the largest number of bytes that tensors made here held at once; fake ones count as real.
+
+    With FakeTensorMode it says what a training takes on a device that is not there. What an allocator wastes, and what
+    kernels need for themselves, comes on top: a fifth on a CPU.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self.held: dict[int, int] = {}
+
+    def __torch_dispatch__(self, call, types, args=(), kwargs=None):
+        found = call(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            if isinstance(x, torch.Tensor) and x.untyped_storage()._cdata not in self.held:
+                storage = x.untyped_storage()
+                self.held[storage._cdata] = storage.nbytes()
+                self.now += storage.nbytes()
+                self.most = max(self.most, self.now)
+                weakref.finalize(storage, self._gone, storage._cdata)
+        return found
+
+    def _gone(self, key: int) -> None:
+        self.now -= self.held.pop(key)
 
 
 def wait_for(device: torch.device) -> None:

@@ -1,16 +1,19 @@
 """What saves memory changes nothing: parts of a batch, blocks computed twice. A loss that needs it whole says so."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from minissl import augment, train
 from minissl.__main__ import parse_run
 from minissl.errors import InputError
-from minissl.machine import recompute
+from minissl.machine import Peak, recompute
 from minissl.method import Batch, available, find
 from minissl.order import check_parts, parts_of
+from tests.benchmarks.memory import counted, measured
 
 PLAIN = "--encoder.name nano --encoder.stem patch --encoder.patch_size 8 --precision fp32 --device cpu"
 
@@ -99,3 +102,29 @@ def test_blocks_computed_again_give_the_same_gradient(words):
     torch.testing.assert_close(found_terms, terms)
     torch.testing.assert_close(found, expected)
     assert len(runs["again"]) > len(runs["once"])
+
+
+@pytest.mark.parametrize("fake", [False, True])
+def test_the_peak_is_what_was_held_at_once(fake):
+    with FakeTensorMode() if fake else nullcontext(), Peak() as peak:
+        kept = torch.zeros(1000)
+        for _ in range(3):
+            passing = torch.ones(500)  # each after the one before is gone, but for one that is made meanwhile
+            passing.add_(1)
+        view = kept.view(10, 100)  # nothing new
+    assert peak.most == 4000 + 2 * 2000
+    del passing, view
+    assert peak.now == 4000
+
+
+@pytest.mark.slow
+def test_counting_on_fake_tensors_comes_near_to_what_a_real_training_takes():
+    words = ["simclr", "--encoder.name", "resnet18", "--precision", "fp32", "--batch_size", "64"]
+    assert 0.6 < counted(words) / measured(words) < 1.05
+
+
+def test_computing_again_and_parts_take_less():
+    words = ["transfer", *PLAIN.split(), "--encoder.depth", "6", "--batch_size", "256"]
+    whole = counted(words)
+    assert counted(words, again=True) < 0.5 * whole
+    assert counted([*words, "--accumulate", "4"]) < 0.5 * whole
