@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -87,6 +85,8 @@ def sharded(method: nn.Module) -> Callable[[Any, float], dict[str, Tensor]]:
     The method is changed: its parameters become DTensors, gathered block by block while a loss is computed and nowhere
     else; `gather_method` brings them back.
     """
+    from torch.distributed.fsdp import fully_shard  # here, because not every build of torch has it
+
     share_norms(method)
     for module in list(method.modules()):
         for block in getattr(module, "blocks", ()):
@@ -101,12 +101,14 @@ def whole(x: Any) -> Any:
     """A tensor of which each process has a share, or a dict of such: all of it, for all. Anything else as it is."""
     if isinstance(x, dict):
         return {key: whole(value) for key, value in x.items()}
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
 def part_as(x: Tensor, like: Tensor) -> Tensor:
     """This process's share of x, if it has only a share of `like`."""
-    if isinstance(like, DTensor) and x.shape == like.shape:
+    if hasattr(like, "full_tensor") and x.shape == like.shape:
+        from torch.distributed.tensor import distribute_tensor
+
         return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
     return x
 
