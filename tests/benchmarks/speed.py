@@ -33,7 +33,7 @@ from minissl.methods.dino import DINO
 from minissl.methods.dinov2 import DINOv2
 from minissl.methods.simclr import SimCLR
 from minissl.vit import ViT
-from tests.benchmarks.views import theirs as torchvision_views
+from tests.benchmarks.views import SixViews
 
 BATCH, SIZE, LOCAL, LOCALS, PROTOTYPES, WIDTH, DEPTH, PATCH = 128, 32, 16, 4, 2048, 192, 6, 4
 CROPS = {"size": SIZE, "local_size": LOCAL, "local_crops": LOCALS}
@@ -106,8 +106,8 @@ def stepping(loss: torch.Tensor, optimizer: torch.optim.Optimizer, student: nn.M
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    for ours_, theirs in zip(teacher.parameters(), student.parameters()):
-        ours_.data.lerp_(theirs.data, 0.004)
+    for mean, new in zip(teacher.parameters(), student.parameters()):
+        mean.data.lerp_(new.data, 0.004)
 
 
 def lightlys_dino(images: torch.Tensor) -> Iterator[None]:
@@ -134,7 +134,7 @@ def plain_dino(images: torch.Tensor) -> Iterator[None]:
 
     student, teacher = student_and_teacher(timms_vit, partial(DINOHead, WIDTH, PROTOTYPES))
     optimizer, center = torch.optim.AdamW(student.parameters(), lr=5e-4), torch.zeros(PROTOTYPES)
-    for views in loaded(images, torchvision_views()):
+    for views in loaded(images, SixViews()):
         with torch.no_grad():
             scores = [teacher(view) for view in views[:2]]
         answers, loss = [student(view) for view in views], 0.0

@@ -48,17 +48,15 @@ def recipe(size: int, scale: tuple[float, float], blur: float, solar: float) -> 
     )
 
 
-def theirs() -> Callable[[list], None]:
-    """The same views of a list of PIL images."""
-    first, second = recipe(GLOBAL, GLOBAL_SCALE, 1.0, 0.0), recipe(GLOBAL, GLOBAL_SCALE, 0.1, 0.2)
-    views = [first, second, *[recipe(LOCAL, LOCAL_SCALE, 0.5, 0.0)] * LOCALS]
+class SixViews:
+    """The same views of one PIL image, by torchvision."""
 
-    def run(pictures: list) -> None:
-        for picture in pictures:
-            for view in views:
-                view(picture)
+    def __init__(self):
+        first, second = recipe(GLOBAL, GLOBAL_SCALE, 1.0, 0.0), recipe(GLOBAL, GLOBAL_SCALE, 0.1, 0.2)
+        self.views = [first, second, *[recipe(LOCAL, LOCAL_SCALE, 0.5, 0.0)] * LOCALS]
 
-    return run
+    def __call__(self, picture) -> list[Tensor]:
+        return [view(picture) for view in self.views]
 
 
 def seconds(function: Callable, argument: Tensor | list) -> float:
@@ -70,7 +68,12 @@ def seconds(function: Callable, argument: Tensor | list) -> float:
 
 def compare(images: Tensor, slices: int) -> tuple[Tensor, Tensor]:
     """Images a second of ours and of torchvision's, (slices,) each, in turns; the first images warm both up."""
-    torchvisions = theirs()
+    six = SixViews()
+
+    def torchvisions(pictures: list) -> None:
+        for picture in pictures:
+            six(picture)
+
     ours(images[:BATCH]), torchvisions([to_pil_image(image) for image in images[:8]])
     found = []
     for part in images.chunk(slices):
