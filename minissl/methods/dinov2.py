@@ -189,7 +189,7 @@ class DINOv2(nn.Module):
     ) -> tuple[dict[str, Tensor], Tokens]:
         """The terms of the loss of large crops (2B, 3, S, S) and small ones, and the student's tokens of the large."""
         n, frozen = len(large) // 2, progress < self.freeze_last
-        ibot = self.ibot if progress < self.ibot_until else 0.0
+        ibot = 0.0 if self.ibot_until <= progress and self.ibot_until < 1 else self.ibot  # 1: to the very end
         temperature = linear(**self.temperatures, progress=progress)
         seen = self.teacher["encoder"](large)
         masks, hidden = self.hide(seen.patches) if ibot else (None, None)
