@@ -107,7 +107,7 @@ calibration: $(READY)  ## measure how hard the embedded world is (half an hour)
 arena: $(READY)  ## the same encoder, data and minutes for every method so far, three seeds (an hour, runs/arena.json)
 	$(PYTHON) -m tests.benchmarks.arena
 
-scoreboard: $(READY)  ## one table of all methods, 3 seeds, 5 CPU minutes each (1.5 hours; DATA= PRESET= OPTIONS="--jobs 2 --rows DINO")
+scoreboard: $(READY)  ## one table of all methods, 3 seeds, 5 CPU minutes each (3 hours; DATA= PRESET= OPTIONS="--jobs 2 --rows DINO")
 	$(PYTHON) -m tests.benchmarks.scoreboard --data $(DATA) --preset $(PRESET) $(OPTIONS)
 
 bench-views: $(READY)  ## time our views against torchvision's, a minute (FOLDER=, of images; else scenes)

@@ -77,15 +77,8 @@ def save_training(path: Path, method: nn.Module, optimizer: torch.optim.Optimize
         save_tensors(path, tensors, info)
 
 
-def load_training(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a run back as `save_training` left it; returns its `info`. Raises InputError if it is of another method."""
-    tensors, info = load_method(path, method)
-    load_optimizer(tensors, optimizer)
-    return info
-
-
 def load_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-    """The other half: the moments, by the names `load_method` returned them by."""
+    """Put the moments back, by the names `load_method` returned them by."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     states: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -95,7 +88,10 @@ def load_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer)
 
 
 def load_method(path: Path, method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The first half of `load_training`: the method's state. Returns the tensors of the optimiser, and `info`."""
+    """Put a method back as `save_training` left it. Returns the tensors of its optimiser, and `info`.
+
+    Raises InputError if the checkpoint is of another method.
+    """
     tensors, info = load_tensors(path)
     state = {name.removeprefix("method."): t for name, t in tensors.items() if name.startswith("method.")}
     try:

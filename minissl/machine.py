@@ -58,7 +58,7 @@ class Peak(TorchDispatchMode):
     """Inside, `most` becomes the largest number of bytes that tensors made here held at once; fake ones count as real.
 
     With FakeTensorMode it says what a training takes on a device that is not there. What an allocator wastes, and what
-    kernels need for themselves, comes on top: a fifth on a CPU.
+    kernels need for themselves, comes on top: a fifth to two fifths on a CPU.
     """
 
     def __init__(self):

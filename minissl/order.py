@@ -41,7 +41,8 @@ def batches(data, size: int, seed: int, step: int = 0, device: torch.device | No
 
 
 def check_parts(method: nn.Module, batch_size: int, parts: int) -> None:
-    """Raises InputError if a batch cannot be computed in parts, one after the other, with the same gradient."""
+    """Raises InputError if a batch cannot be shared out, or be computed in parts with the same gradient."""
+    parallel.share(batch_size)
     if parts == 1:
         return
     name, instead = type(method).__name__, "leave --accumulate out; --recompute true and several processes save memory"

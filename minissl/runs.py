@@ -23,6 +23,7 @@ from minissl.errors import InputError
 from minissl.evaluate import extract
 from minissl.machine import choose_device, choose_precision, fits
 from minissl.method import find
+from minissl.order import check_parts
 from minissl.record import read_log
 from minissl.scores import score, score_text, watch
 
@@ -40,6 +41,7 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     parallel.say(f"Training {run.method} on the {device} in {config.precision}, {threads()}.")
     data, test = run.images("train"), run.images("test")
     check_data(run, data)
+    check_parts(method, config.batch_size, config.accumulate)
     prepare(method, data)
     out.mkdir(parents=True, exist_ok=True)
     size = sum(t.nbytes for t in method.state_dict().values()) + 2 * sum(p.nbytes for p in method.parameters())

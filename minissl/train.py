@@ -51,7 +51,7 @@ class TrainConfig:
         shard: keep of every parameter only a share in each process, for encoders that do not fit; see torchrun.
         compile: compile the encoders with torch.compile; the first steps then take a minute.
         accumulate: parts a batch is computed in, one after the other, to save memory, where the loss allows it.
-        recompute: compute the blocks of a ViT once more for the gradient, to save memory; costs a third of the time.
+        recompute: compute the blocks of a ViT once more for the gradient, to save memory; costs a forward pass more.
         seed: everything that is drawn, is drawn from it.
         watch_minutes: minutes between two k-NN evaluations.
         save_minutes: minutes between two checkpoints.
@@ -132,6 +132,8 @@ def plan(method: nn.Module, data, config: TrainConfig) -> Plan:
         data, config: as for `batches`; with its precision resolved.
     """
     trial, device, seconds = copy.deepcopy(method), next(method.parameters()).device, []
+    if config.recompute:
+        recompute(trial)
     optimizer, source = make_optimizer(trial, config), batches(data, config.batch_size, config.seed, device=device)
     for _ in range(8 if config.minutes else 3):
         start = time.perf_counter()
@@ -180,7 +182,6 @@ def _begin(
     method: nn.Module, config: TrainConfig, path: Path
 ) -> tuple[Callable, torch.optim.Optimizer, nn.Module, int]:
     """The loss to ask, the optimiser, what is measured and saved, and the step a run stands at."""
-    parallel.share(config.batch_size)
     check_parts(method, config.batch_size, config.accumulate)
     found, info = checkpoint.load_method(path, method) if path.exists() else ({}, {"step": 0})
     shard = config.shard and parallel.together()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minissl.parallel import rand
 from minissl.positions import Turn, rotate
 
 
@@ -106,7 +107,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.rate == 0:
             return x
-        keep = torch.rand(len(x), 1, 1, device=x.device) >= self.rate
+        keep = rand(len(x), 1, 1, device=x.device) >= self.rate
         return x * keep / (1 - self.rate)
 
 

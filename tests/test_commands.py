@@ -45,6 +45,11 @@ def refused(capsys, words, out=None):
     return sentence
 
 
+def test_a_batch_that_has_to_stay_whole_is_said_before_any_work(capsys, tmp_path):
+    words = ["train", "simclr", "--data", "digits", "--device", "cpu", "--accumulate", "2", "--out", tmp_path / "run"]
+    assert "compares the images of a batch with each other" in refused(capsys, words, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

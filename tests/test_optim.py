@@ -10,6 +10,7 @@ from minissl.methods.simclr import SimCLR
 from minissl.optim import LARS
 from minissl.train import TrainConfig
 from tests.golden import tiny_vit, wave
+from tests.test_checkpoint import load_training
 from tests.test_contract import batch, fake_steps
 
 LARS_CONFIG = {"optimizer": "lars", "lr": 1.7, "clip": 0.0, "weight_decay": 1e-4, "final_weight_decay": 1e-3}
@@ -152,7 +153,7 @@ def test_a_run_goes_on_to_the_same_bits(tmp_path):
     made, other = run(0), run(1)
     go_on(*made, 0, 2)
     checkpoint.save_training(tmp_path / "c", *made[:2], {"step": 2})
-    assert checkpoint.load_training(tmp_path / "c", *other[:2]) == {"step": 2}
+    assert load_training(tmp_path / "c", *other[:2]) == {"step": 2}
     for each in (made, other):
         go_on(*each, 2, 4)
     for (name, ours), (_, theirs) in zip(made[0].state_dict().items(), other[0].state_dict().items()):

@@ -7,6 +7,7 @@ import torch
 from minissl.evaluate import attention_iou, fine_attention, mass_mask
 from minissl.visualize import (
     bars_figure,
+    board_figure,
     film_figure,
     frame_figure,
     layers_figure,
@@ -158,6 +159,15 @@ def test_every_seed_is_seen_beside_the_mean():
     assert (low, high) == (1, 3)  # one deviation on either side
     assert left.get_xlim()[0] == right.get_xlim()[0] == 0
     assert [text.get_text() for text in left.get_yticklabels()] == ["a", "b"]
+
+
+def test_a_board_says_means_marks_the_highest_and_leaves_out_what_was_not_asked():
+    rows = {"a": {"k": [10.0, 30.0], "z": [5.0]}, "b": {"k": [40.0]}}
+    (axis,) = board_figure(rows, {"k": "k-NN, object", "z": "zero"}, "t").axes
+    said = {(text.get_position(), text.get_text(), text.get_weight()) for text in axis.texts}
+    assert said == {((0, 0), "20", "normal"), ((1, 0), "5", "bold"), ((0, 1), "40", "bold"), ((1, 1), "-", "normal")}
+    assert axis.images[0].get_array()[:, 0].tolist() == [0, 1]
+    assert [text.get_text() for text in axis.get_xticklabels()] == ["k-NN\nobject", "zero"]
 
 
 def test_each_object_has_one_colour_in_all_frames_and_the_ground_keeps_its_own():

@@ -23,6 +23,7 @@ from minissl.__main__ import parse_run
 from minissl.data.video import Clips
 from minissl.machine import Plan, choose_device, choose_precision, memory_used
 from minissl.record import read_log
+from minissl.visualize import board_figure
 from tests.benchmarks.decay import tracked
 from tests.benchmarks.ladder import seconds_a_step
 
@@ -174,6 +175,12 @@ def main() -> None:
             print(said, flush=True)
             checkpoint.write_json(board, about | {"rows": gather(board.parent)})
     rows = gather(board.parent)
+    shares = {key: name for key, name in (IMAGE | PATCHES).items() if key not in PLAIN}
+    found = {row: {k: [100 * x[k] for x in by.values() if k in x] for k in shares} for row, by in rows.items()}
+    found = {row: {key: values for key, values in of.items() if values} for row, of in found.items()}
+    shares = {key: name for key, name in shares.items() if any(key in of for of in found.values())}
+    figure = board_figure(found, shares, f"{about['data']}, {about['minutes']:g} minutes each: means over seeds, in %")
+    figure.savefig(board.with_suffix(".png"), dpi=130)
     print(table(rows, IMAGE), table(rows, PATCHES), sep="\n\n")
 
 
