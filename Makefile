@@ -23,7 +23,7 @@ FOLDER ?=
 PUPIL := --gram 0 --ibot 1 --patch_prototypes 0 --minutes 4
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino dinov2 dinov3 lab test test-fast check format calibration arena scoreboard bench-views clean
+.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino dinov2 dinov3 lab test test-fast check format calibration arena scoreboard bench bench-views clean
 
 help:  ## this list
 	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
@@ -109,6 +109,9 @@ arena: $(READY)  ## the same encoder, data and minutes for every method so far, 
 
 scoreboard: $(READY)  ## one table of all methods, 3 seeds, 5 CPU minutes each (3 hours; DATA= PRESET= OPTIONS="--jobs 2 --rows DINO")
 	$(PYTHON) -m tests.benchmarks.scoreboard --data $(DATA) --preset $(PRESET) $(OPTIONS)
+
+bench: $(if $(READY),.venv/ready-test)  ## how fast we train beside lightly and a plain reading (10 minutes, runs/speed.json)
+	$(PYTHON) -m tests.benchmarks.speed $(OPTIONS)
 
 bench-views: $(READY)  ## time our views against torchvision's, a minute (FOLDER=, of images; else scenes)
 	$(PYTHON) -m tests.benchmarks.views $(if $(FOLDER),--folder "$(FOLDER)")

@@ -31,15 +31,16 @@ def ours(images: Tensor) -> None:
         multi_crop(batch, GLOBAL, LOCAL, LOCALS, GLOBAL_SCALE, LOCAL_SCALE)
 
 
-def recipe(size: int, scale: tuple[float, float], blur: float, solar: float) -> Callable:
-    """One view by torchvision: PIL image -> (3, size, size) float."""
+def recipe(size: int, scale: tuple[float, float], blur: float, solar: float, of: int = GLOBAL) -> Callable:
+    """One view by torchvision: PIL image -> (3, size, size) float; `of` is the size of a large one, for the blur."""
+    kernel = tv.GaussianBlur(of // 10 | 1, (0.1, 2.0 * of / 224))  # the smallest that is a blur
     return tv.Compose(
         [
             tv.RandomResizedCrop(size, scale=scale, interpolation=tv.InterpolationMode.BICUBIC),
             tv.RandomHorizontalFlip(),
             tv.RandomApply([tv.ColorJitter(0.4, 0.4, 0.2, 0.1)], p=0.8),
             tv.RandomGrayscale(0.2),
-            tv.RandomApply([tv.GaussianBlur(3, (0.1, 2.0 * GLOBAL / 224))], p=blur),
+            tv.RandomApply([kernel], p=blur),
             tv.RandomSolarize(128, p=solar),
             tv.ToImage(),
             tv.ToDtype(torch.float32, scale=True),
@@ -51,9 +52,9 @@ def recipe(size: int, scale: tuple[float, float], blur: float, solar: float) -> 
 class SixViews:
     """The same views of one PIL image, by torchvision."""
 
-    def __init__(self):
-        first, second = recipe(GLOBAL, GLOBAL_SCALE, 1.0, 0.0), recipe(GLOBAL, GLOBAL_SCALE, 0.1, 0.2)
-        self.views = [first, second, *[recipe(LOCAL, LOCAL_SCALE, 0.5, 0.0)] * LOCALS]
+    def __init__(self, size: int = GLOBAL, local: int = LOCAL, locals: int = LOCALS):
+        first, second = recipe(size, GLOBAL_SCALE, 1.0, 0.0, size), recipe(size, GLOBAL_SCALE, 0.1, 0.2, size)
+        self.views = [first, second, *[recipe(local, LOCAL_SCALE, 0.5, 0.0, size)] * locals]
 
     def __call__(self, picture) -> list[Tensor]:
         return [view(picture) for view in self.views]
