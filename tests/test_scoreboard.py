@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from minissl import pretrained
 from minissl.method import available
 from minissl.runs import read
 from tests.benchmarks import scoreboard
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_every_method_that_learns_from_pictures_or_sentences_has_a_row():
@@ -76,3 +79,11 @@ def stopping(method, at):
             os.kill(os.getpid(), signal.SIGINT)
 
     return after_step
+
+
+def test_the_readme_has_the_numbers_of_the_logs():
+    board = json.loads((ROOT / "data/recorded/scoreboard.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(board["rows"]) == set(scoreboard.ROWS)
+    for columns in (scoreboard.IMAGE, scoreboard.PATCHES):
+        assert scoreboard.table(board["rows"], columns) in readme
