@@ -29,7 +29,7 @@ USAGE = f"""minissl: self-supervised vision, step by step
   python -m minissl few DIR DIR ... --data NAME
   python -m minissl track ENCODER FOLDER
   python -m minissl doctor DIR
-  python -m minissl export DIR FILE.safetensors
+  python -m minissl export DIR FILE.safetensors [--form timm|huggingface]
 
 METHOD is one of: {", ".join(available())}
 NAME is {NAMES} (images, or class folders of images)
@@ -139,12 +139,13 @@ def doctor(words: list[str]) -> int:
 
 
 def export(words: list[str]) -> None:
-    """`export DIR FILE`."""
+    """`export DIR FILE [--form timm|huggingface]`."""
     parser = Parser(prog="minissl export", description=runs.export.__doc__.splitlines()[0])
     parser.add_argument("dir", type=Path)
     parser.add_argument("file", type=Path)
+    parser.add_argument("--form", default="minissl", help="timm or huggingface: the encoder alone, for these libraries")
     asked = parser.parse_args(words)
-    runs.export(asked.dir, asked.file)
+    runs.export(asked.dir, asked.file, asked.form)
 
 
 def main(words: list[str]) -> int:

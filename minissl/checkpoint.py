@@ -47,6 +47,17 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -
     write(path, save(tensors, metadata={"minissl": json.dumps(info)}))
 
 
+def is_ours(path: Path) -> bool:
+    """False for a file that is whole, as far as can be seen, and of someone else: then it is `official`'s to read."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, "pt") as file:
+            return "minissl" in (file.metadata() or {})
+    except SafetensorError:
+        return True
+
+
 def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and the `info` of `save_tensors`. Raises InputError for a missing, cut or foreign file."""
     if not path.is_file():

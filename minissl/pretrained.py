@@ -1,4 +1,5 @@
-"""Networks that were trained before: a run's folder, the file it exports, or the project's own in data/checkpoints.
+"""Networks that were trained before: a run's folder, the file it exports, the project's own in data/checkpoints, or one
+of the official DINO, DINOv2, DINOv3 and CLIP, from a file (`official`).
 
 An exported file is safetensors; its header says what it holds, so that it loads by itself.
 """
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minissl import checkpoint
+from minissl import checkpoint, official
 from minissl.encoders import make_encoder
 from minissl.errors import InputError
 from minissl.method import find
@@ -31,15 +32,23 @@ def save_method(method: nn.Module, name: str, options: dict[str, Any], choices: 
     checkpoint.save_tensors(path, tensors, info)
 
 
-def load(name_or_path: str | Path) -> nn.Module:
+def load(name_or_path: str | Path, path: str | Path | None = None) -> nn.Module:
     """An encoder in evaluation mode, without gradients.
 
     Args:
-        name_or_path: a run's folder, an exported file, or one of the project's own, as in "scenes/clip".
+        name_or_path: a run's folder, an exported file, one of the project's own, as in "scenes/clip", one of
+            `official.NAMES`, as "dinov2_vits14", or a file of such a one.
+        path: where the file of an official one is.
 
     Raises:
         InputError: if there is no such encoder, or the file is broken.
     """
+    if name_or_path in official.NAMES:
+        if path is None:
+            raise official.ask_for(name_or_path)
+        return official.load(path, name_or_path)
+    if Path(name_or_path).is_file() and not checkpoint.is_ours(Path(name_or_path)):
+        return official.load(name_or_path)
     tensors, info = _read(name_or_path)
     if "method" in info:
         return load_method(name_or_path).encoder

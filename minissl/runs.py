@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from minissl import checkpoint, doctor, parallel, pretrained, train
+from minissl import checkpoint, doctor, formats, parallel, pretrained, train
 from minissl.config import Run, check_folder, load_method, read, untrained
 from minissl.data import Images
 from minissl.errors import InputError
@@ -127,8 +127,15 @@ def measure(
     return metrics
 
 
-def export(out: Path, path: Path) -> None:
-    """Write a run's method into one small file that `pretrained` loads, and a card of it beside, .json."""
+def export(out: Path, path: Path, form: str = "minissl") -> None:
+    """Write a run's method into one small file that `pretrained` loads, and a card of it beside, .json.
+
+    Or its encoder alone, in the form of `timm` (a file) or `huggingface` (a folder).
+    """
+    if form != "minissl":
+        formats.export(pretrained.load(out), path, form)
+        print(f"Written for {form}: {path}")
+        return
     run, plan = read(out)
     metrics = out / "metrics.json"
     if not metrics.exists():
