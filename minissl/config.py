@@ -56,7 +56,10 @@ class Run:
         kind = find(self.method)
         if getattr(kind, "frozen", False) and self.encoder.get("weights", "none") == "none":
             raise InputError(f"{self.method} learns on a trained encoder; say which, as --encoder.weights runs/dinov3.")
-        method = kind(make_encoder(**self.encoder), **self.options)
+        encoder, weights = make_encoder(**self.encoder), self.encoder.get("weights", "none")
+        if weights not in ("none", "imagenet"):
+            pretrained.put(encoder, weights)
+        method = kind(encoder, **self.options)
         if self.teacher and not hasattr(method, "learn_from"):
             raise InputError(f"{self.method} does not distil; leave --teacher out, or train dinov3.")
         if self.teacher:

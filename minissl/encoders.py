@@ -1,11 +1,9 @@
 """Every encoder by its name: what the command line calls --encoder.NAME."""
 
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 
-from minissl import checkpoint
 from minissl.convnet import ResNet, SmallCNN
 from minissl.errors import InputError
 from minissl.method import Tokens
@@ -45,8 +43,8 @@ def make_encoder(
         registers: tokens of a ViT besides, that are thrown away; 4 in DINOv2's models that have them.
         layer_scale: factor on every branch of a ViT at the start, learnt; 1e-5 in DINOv2; 0 leaves it out.
         gated: SwiGLU in place of a ViT's perceptron.
-        weights: "none"; "imagenet" starts a ResNet from torchvision's classifier, downloaded once; a run's folder, or
-            its encoder.safetensors, of the same encoder.
+        weights: "none"; "imagenet" starts a ResNet from torchvision's classifier, downloaded once; whatever else
+            `pretrained.load` knows, as a run's folder or an official file, is put in afterwards, by `config.Run`.
 
     Raises:
         InputError: for an unknown name, a size that the patches do not divide, or weights that cannot be had.
@@ -61,18 +59,7 @@ def make_encoder(
         network = vit(name, patch_size, img_size, depth=depth, **choices)
     if weights == "imagenet" and not name.startswith("resnet"):
         raise InputError("There are ImageNet weights for the ResNets only; choose --encoder.name resnet18.")
-    if weights not in ("none", "imagenet"):
-        put_weights(network, Path(weights))
     return network
-
-
-def put_weights(network: nn.Module, path: Path) -> None:
-    """Load an exported encoder into a network of the same kind. Raises InputError if it is another."""
-    tensors, _ = checkpoint.load_tensors(path / "encoder.safetensors" if path.is_dir() else path)
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError:
-        raise InputError(f"{path} holds another encoder; give the --encoder options it was trained with.") from None
 
 
 class Pixels(nn.Module):

@@ -54,6 +54,12 @@ def recompute(method: nn.Module) -> None:
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
+def compile_encoders(method: nn.Module) -> None:
+    """Let torch.compile make kernels of each encoder when it is first asked; of a teacher's as well."""
+    for module in [m for m in method.modules() if isinstance(m, type(method.encoder))]:
+        module.compile()
+
+
 class Peak(TorchDispatchMode):
     """Inside, `most` becomes the largest number of bytes that tensors made here held at once; fake ones count as real.
 

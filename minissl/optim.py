@@ -28,6 +28,13 @@ def param_groups(method: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
+def spare_encoder(method: nn.Module, now: bool = True) -> None:
+    """Forget the encoder's gradients, so that this step moves only what is on top of it."""
+    for name, p in method.named_parameters() if now else ():
+        if "encoder." in name:
+            p.grad = None
+
+
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> None:
     """Shrink each gradient that is longer than `max_norm`, each on its own: not the norm of them all together."""
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -87,12 +87,7 @@ def begin_from(folder: Path, method: nn.Module) -> None:
     """
     tensors, _ = checkpoint.load_tensors(folder / "checkpoint.safetensors")
     state = {name.removeprefix("method."): t for name, t in tensors.items() if name.startswith("method.")}
-    for name, own in method.state_dict().items():
-        if name.endswith("pos_embed") and name in state and state[name].shape != own.shape:
-            side, new = (math.isqrt(x.shape[1] - 1) for x in (state[name], own))
-            grid = state[name][:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, side, side)
-            grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=new < side)
-            state[name] = torch.cat([state[name][:, :1], grid.flatten(2).mT], dim=1)
+    _fit(state, method.state_dict())
     try:
         missing, left = method.load_state_dict(state, strict=False)
         fits = not missing and not any("encoder." in name for name in left)  # of an encoder, nothing may be left
@@ -103,6 +98,32 @@ def begin_from(folder: Path, method: nn.Module) -> None:
             f"{folder} holds another method or another encoder; give the options it was trained with, "
             "of which only sizes, rates and weights of terms may differ."
         )
+
+
+def put(encoder: nn.Module, name_or_path: str | Path) -> None:
+    """Give an encoder the weights of one that `load` knows, to go on from; learned positions are fitted to its grid.
+
+    Raises:
+        InputError: if it is an encoder of another kind.
+    """
+    state = load(name_or_path).state_dict()
+    _fit(state, encoder.state_dict())
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError:
+        raise InputError(
+            f"{name_or_path} holds another encoder; give the --encoder options it was trained with."
+        ) from None
+
+
+def _fit(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    """Learned positions of one grid for another, in place."""
+    for name, own in wanted.items():
+        if name.endswith("pos_embed") and name in state and state[name].shape != own.shape:
+            side, new = (math.isqrt(x.shape[1] - 1) for x in (state[name], own))
+            grid = state[name][:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # (1, D, side, side)
+            grid = F.interpolate(grid, size=(new, new), mode="bicubic", antialias=new < side)
+            state[name] = torch.cat([state[name][:, :1], grid.flatten(2).mT], dim=1)
 
 
 def _read(name_or_path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

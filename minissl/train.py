@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from minissl import checkpoint, distribute, parallel
-from minissl.machine import Plan, choose_precision, memory_used, recompute, wait_for
+from minissl.machine import Plan, choose_precision, compile_encoders, memory_used, recompute, wait_for
 from minissl.method import Batch
-from minissl.optim import LARS, clip_gradients, param_groups
+from minissl.optim import LARS, clip_gradients, param_groups, spare_encoder
 from minissl.order import batches, check_parts, parts_of, seed_step
 from minissl.record import Recorder, interruptible
 from minissl.teacher import cosine, warmup_cosine
@@ -45,6 +45,7 @@ class TrainConfig:
         warmup: share of the run in which the learning rate rises from 0.
         weight_decay: at the start; never on biases, norms and other vectors.
         final_weight_decay: at the end.
+        heads_first: share of the run in which the encoder rests: new heads would undo one that has learnt before.
         cool: share of the run in which rate and decay move as said; then they are put back to lr and weight_decay.
         clip: largest norm of a single parameter's gradient, as DINO clips; 0 does not clip.
         precision: of the forward pass; auto takes bf16 where the hardware has it.
@@ -66,6 +67,7 @@ class TrainConfig:
     warmup: float = 0.1
     weight_decay: float = 0.04
     final_weight_decay: float = 0.4
+    heads_first: float = 0.0
     cool: float = 1.0
     clip: float = 3.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -117,6 +119,7 @@ def training_step(
             terms = (loss or method.loss)(part, progress)
         (terms["loss"] / config.accumulate).backward()
         found.append({name: term.detach() for name, term in terms.items()})
+    spare_encoder(method, progress < config.heads_first)
     if config.clip:
         clip_gradients([p for group in optimizer.param_groups for p in group["params"]], config.clip)
     optimizer.step()
@@ -207,10 +210,8 @@ def fit(
     """Train, from the checkpoint in `out` if there is one.
 
     Args:
-        method: on its device.
-        data, config: as for `batches`; with its precision resolved.
-        steps: length of the run.
-        out: the run's folder, for log.jsonl and checkpoint.safetensors.
+        method, data, config: as for `plan`; method is changed.
+        steps, out: length of the run; its folder, for log.jsonl and checkpoint.safetensors.
         watch: measures the encoder, now and then.
         export: keeps the encoder, with every checkpoint.
         look: says what is wrong, from the lines of the log, whenever the encoder was measured.
@@ -233,8 +234,7 @@ def fit(
     if start >= steps and parallel.rank() == 0:
         export(plain.encoder)  # a kill may have come between the last checkpoint and its encoder
     if config.compile:
-        for module in [m for m in method.modules() if isinstance(m, type(method.encoder))]:
-            module.compile()
+        compile_encoders(method)
     record = Recorder(
         out, start, steps, config.batch_size, lambda: watch(gathered().encoder), save,
         config.watch_minutes, config.save_minutes, look,

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from minissl import official, pretrained
-from minissl.__main__ import main
+from minissl.__main__ import main, parse_run
 from minissl.errors import InputError
 from minissl.formats import export
 from minissl.vit import ViT, vit
@@ -296,3 +296,14 @@ def test_a_run_is_exported_by_a_command(tmp_path, capsys):
     found = pretrained.load(tmp_path / "file.safetensors").state_dict()
     assert all(torch.equal(t, found[name]) for name, t in encoder.state_dict().items())
     assert main(["export", str(run), str(tmp_path / "x"), "--form", "onnx"]) == 2
+
+
+def test_training_goes_on_from_an_official_file(tmp_path):
+    """By --encoder.weights, at another size of crops than the file's."""
+    right = shake(vit("tiny", 16, 64, depth=2))
+    torch.save(right.state_dict(), tmp_path / "weights.pth")
+    asked = "dino --encoder.name tiny --encoder.patch_size 16 --encoder.stem patch --encoder.depth 2 --size 48 "
+    run, _ = parse_run([*asked.split(), "--encoder.weights", str(tmp_path / "weights.pth")])
+    found = run.build().student["encoder"].state_dict()
+    assert found.pop("pos_embed").shape == (1, 10, 192)
+    assert all(torch.equal(t, right.state_dict()[name]) for name, t in found.items())

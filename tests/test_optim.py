@@ -11,7 +11,7 @@ from minissl.optim import LARS
 from minissl.train import TrainConfig
 from tests.golden import tiny_vit, wave
 from tests.test_checkpoint import load_training
-from tests.test_contract import batch, fake_steps
+from tests.test_contract import batch, build, fake_steps
 
 LARS_CONFIG = {"optimizer": "lars", "lr": 1.7, "clip": 0.0, "weight_decay": 1e-4, "final_weight_decay": 1e-3}
 
@@ -187,3 +187,18 @@ def test_a_step_stays_on_the_gpu(precision, device, clip):
     """A real copy of the operations on fake numbers: what is read back fails; on a fake CPU, in backward too."""
     config = TrainConfig(**LARS_CONFIG | {"clip": clip}, precision=precision)
     fake_steps(SimCLR(make_encoder("cnn"), size=16, projection=8), config, size=20, steps=2, device=device)
+
+
+@pytest.mark.parametrize("name", ["dino", "simclr", "transfer"])
+def test_new_heads_may_learn_first(name):
+    """Then the encoder rests, even from its decay; and moves afterwards."""
+    method = build(name)
+    config = train.TrainConfig(lr=0.01, warmup=0.0, weight_decay=0.1, heads_first=0.5, precision="fp32")
+    optimizer = train.make_optimizer(method, config)
+    rests = {k: p for k, p in method.named_parameters() if "encoder." in k and p.requires_grad}
+    others = {k: p for k, p in method.named_parameters() if "encoder." not in k and p.requires_grad}
+    for progress, rested in ((0.1, True), (0.6, False)):
+        before = {k: p.clone() for k, p in (rests | others).items()}
+        train.training_step(method, optimizer, batch(), progress, config)
+        assert all(torch.equal(before[k], p) for k, p in rests.items()) == rested
+        assert not any(torch.equal(before[k], p) for k, p in others.items() if p.ndim > 1)

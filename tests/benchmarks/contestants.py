@@ -19,7 +19,7 @@ from minissl import train
 from minissl.data import Images
 from minissl.encoders import make_encoder
 from minissl.heads import DINOHead
-from minissl.machine import choose_precision
+from minissl.machine import choose_precision, compile_encoders
 from minissl.methods.dino import DINO
 from minissl.methods.dinov2 import DINOv2
 from minissl.methods.simclr import SimCLR
@@ -83,8 +83,7 @@ def ours(method: nn.Module, images: Tensor, at: Setting) -> Iterator[None]:
     method.to(device)
     optimizer = train.make_optimizer(method, config)
     if at.compile:
-        for module in [m for m in method.modules() if isinstance(m, type(method.encoder))]:
-            module.compile()
+        compile_encoders(method)
     for step, batch in enumerate(train.batches(Images(images.to(device)), at.batch, 0)):
         train.seed_step(0, step)
         train.training_step(method, optimizer, batch, 0.5, config)

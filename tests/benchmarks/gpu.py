@@ -15,7 +15,7 @@ import torch
 from minissl import checkpoint, runs, train
 from minissl.__main__ import parse_run
 from minissl.data import Images
-from minissl.machine import choose_precision
+from minissl.machine import choose_precision, compile_encoders
 from minissl.method import available
 from tests.benchmarks.memory import counted
 
@@ -35,8 +35,7 @@ def stepping(run: runs.Run, images: Images, compile: bool) -> Iterator[dict[str,
     runs.prepare(method, images)
     optimizer = train.make_optimizer(method, config)
     if compile:
-        for module in [m for m in method.modules() if isinstance(m, type(method.encoder))]:
-            module.compile()
+        compile_encoders(method)
     for step, batch in enumerate(train.batches(images, config.batch_size, config.seed)):
         train.seed_step(config.seed, step)
         yield train.training_step(method, optimizer, batch, 0.5, config)
