@@ -1,33 +1,85 @@
 """Nothing is lost: a checkpoint is one safetensors file, written whole or not at all.
 
 It holds tensors and, in the file's header, plain JSON. Nothing is pickled, so a checkpoint from a stranger is only
-numbers. A file appears under its name after it is complete on the disk, and replaces the last one in one move.
+numbers. A file appears under its name after it is complete on the disk, and replaces the last one in one move. It says
+what its numbers add up to, so that damage is seen; a run keeps the one before it as well, and goes on from that.
 """
 
 import errno
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from minissl import distribute, parallel
 from minissl.errors import InputError
 
 
-def write(path: Path, content: bytes) -> None:
-    """Put a file in place atomically. Raises InputError on a full disk; what stood there before is still whole."""
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the last one is."""
+    return path.with_stem(path.stem + ".previous")
+
+
+def there(path: Path) -> bool:
+    """Whether there is a checkpoint, or one before it: a kill may have come just between the two moves of a save."""
+    return path.exists() or previous(path).exists()
+
+
+def make_folder(folder: Path) -> None:
+    """Raises InputError if it cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be made ({error.strerror}); choose another --out.") from None
+
+
+def hold(folder: Path) -> FileLock | None:
+    """Keep a folder for this run, as long as what is returned lives; the system lets go of it when the process ends.
+
+    Raises InputError if another run has it. Of several processes the first holds it for all.
+    """
+    if parallel.rank():
+        return None
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InputError(f"Another training is at work in {folder}; wait for it, or choose another --out.") from None
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}); choose another --out.") from None
+    return lock
+
+
+def keep_as(path: Path, other: Path) -> None:
+    """A second name for a file, which stays where it is; or, on a disk that has no second names, the only one."""
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other)
+    except OSError:
+        os.replace(path, other)
+
+
+def write(path: Path, content: bytes, keep: bool = False) -> None:
+    """Put a file in place atomically, and `keep` what stood there as the one before.
+
+    Raises InputError on a full disk; what stood there is still whole.
+    """
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists():
+            keep_as(path, previous(path))
         os.replace(partial, path)
     except OSError as error:
         partial.unlink(missing_ok=True)
@@ -41,10 +93,18 @@ def write_json(path: Path, content: Any) -> None:
     write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any]) -> None:
-    """Tensors and JSON `info` in one safetensors file, in place atomically."""
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """The CRC-32 of all bytes of tensors on the CPU, in the order of their names."""
+    found = 0
+    for name in sorted(tensors):
+        found = zlib.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy(), found)
+    return f"{found:08x}"
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any], keep: bool = False) -> None:
+    """Tensors and JSON `info` in one safetensors file, in place atomically; `keep` as for `write`."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write(path, save(tensors, metadata={"minissl": json.dumps(info)}))
+    write(path, save(tensors, metadata={"minissl": json.dumps(info), "crc32": checksum(tensors)}), keep)
 
 
 def is_ours(path: Path) -> bool:
@@ -58,16 +118,34 @@ def is_ours(path: Path) -> bool:
         return True
 
 
-def load_tensors(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the `info` of `save_tensors`. Raises InputError for a missing, cut or foreign file."""
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the `info` of `save_tensors`. Raises InputError for a missing, cut, damaged or foreign file."""
     if not path.is_file():
         raise InputError(f"There is no checkpoint {path}.")
     try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            info = json.loads((file.metadata() or {})["minissl"])
-            return {name: file.get_tensor(name) for name in file.keys()}, info  # noqa: SIM118, it is no dict
-    except (SafetensorError, KeyError, ValueError):
+        content = path.read_bytes()  # once: a training may put another file in its place at any moment
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = header["__metadata__"]
+        info, tensors = json.loads(metadata["minissl"]), load(content)
+    except (SafetensorError, KeyError, ValueError, TypeError):
         raise InputError(f"{path} is not a whole checkpoint of minissl; delete it to start anew.") from None
+    if metadata.get("crc32", checksum(tensors)) != checksum(tensors):
+        raise InputError(f"{path} was damaged after it was written; delete it to start anew.")
+    return tensors, info
+
+
+def load_newest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As `load_tensors`, of a run's checkpoint; where that is broken or missing, of the one before it."""
+    try:
+        return load_tensors(path)
+    except InputError as problem:
+        if not previous(path).exists():
+            raise
+        found = load_tensors(previous(path))
+        parallel.say(
+            f"{str(problem).split(';')[0]}; going on from the checkpoint before it, of step {found[1]['step']}."
+        )
+        return found
 
 
 def save_training(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, info: dict[str, Any]) -> None:
@@ -85,7 +163,7 @@ def save_training(path: Path, method: nn.Module, optimizer: torch.optim.Optimize
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": t for name, t in distribute.whole(state).items()}
     if parallel.rank() == 0:
-        save_tensors(path, tensors, info)
+        save_tensors(path, tensors, info, keep=True)
 
 
 def load_optimizer(tensors: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
@@ -103,7 +181,7 @@ def load_method(path: Path, method: nn.Module) -> tuple[dict[str, Tensor], dict[
 
     Raises InputError if the checkpoint is of another method.
     """
-    tensors, info = load_tensors(path)
+    tensors, info = load_newest(path)
     state = {name.removeprefix("method."): t for name, t in tensors.items() if name.startswith("method.")}
     try:
         method.load_state_dict(state)

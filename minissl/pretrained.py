@@ -85,7 +85,7 @@ def begin_from(folder: Path, method: nn.Module) -> None:
     Raises:
         InputError: if the run is of another method or another encoder.
     """
-    tensors, _ = checkpoint.load_tensors(folder / "checkpoint.safetensors")
+    tensors, _ = checkpoint.load_newest(folder / "checkpoint.safetensors")
     state = {name.removeprefix("method."): t for name, t in tensors.items() if name.startswith("method.")}
     _fit(state, method.state_dict())
     try:

@@ -33,7 +33,7 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     device = parallel.join(choose_device(device_name))
     check_folder(run, out, resume)
     method = run.build()
-    if run.start and not (out / "checkpoint.safetensors").exists():
+    if run.start and not checkpoint.there(out / "checkpoint.safetensors"):
         pretrained.begin_from(Path(run.start), method)
     method.to(device)
     config = train.TrainConfig(**run.loop)
@@ -43,7 +43,8 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     check_data(run, data)
     check_parts(method, config.batch_size, config.accumulate)
     prepare(method, data)
-    out.mkdir(parents=True, exist_ok=True)
+    checkpoint.make_folder(out)
+    _held = checkpoint.hold(out)  # until the end
     size = sum(t.nbytes for t in method.state_dict().values()) + 2 * sum(p.nbytes for p in method.parameters())
     checkpoint.need_space(out, 3 * size)
     resident = data.to(device) if fits(data.nbytes, device) else data

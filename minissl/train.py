@@ -186,7 +186,7 @@ def _begin(
 ) -> tuple[Callable, torch.optim.Optimizer, nn.Module, int]:
     """The loss to ask, the optimiser, what is measured and saved, and the step a run stands at."""
     check_parts(method, config.batch_size, config.accumulate)
-    found, info = checkpoint.load_method(path, method) if path.exists() else ({}, {"step": 0})
+    found, info = checkpoint.load_method(path, method) if checkpoint.there(path) else ({}, {"step": 0})
     shard = config.shard and parallel.together()
     plain = copy.deepcopy(method) if shard else method
     loss = distribute.sharded(method) if shard else distribute.averaged(method)
