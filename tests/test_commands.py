@@ -124,7 +124,7 @@ def test_a_run_from_a_folder_of_classes(capsys, labelled, tmp_path):
     assert "2 of 14 files" in said
     assert "3 steps in about" in said
     files = {path.name for path in out.iterdir()}
-    assert files == {"config.json", "log.jsonl", "checkpoint.safetensors", "encoder.safetensors", "metrics.json",
+    assert files == {".lock", "config.json", "log.jsonl", "checkpoint.safetensors", "encoder.safetensors", "metrics.json",
                      "attention.png", "pca.png", "curves.png", "collapse.png"}  # fmt: skip
     metrics = json.loads((out / "metrics.json").read_text())
     assert {"knn", "linear", "rank_me", "random_knn", "random_linear", "train_images"} <= set(metrics)
