@@ -10,6 +10,8 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +43,15 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"The folder {folder} cannot be made ({error.strerror}); choose another --out.") from None
 
 
-def hold(folder: Path) -> FileLock | None:
-    """Keep a folder for this run, as long as what is returned lives; the system lets go of it when the process ends.
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Inside, a folder is this run's; the system lets go of it when the process ends, however it ends.
 
     Raises InputError if another run has it. Of several processes the first holds it for all.
     """
     if parallel.rank():
-        return None
+        yield
+        return
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
@@ -55,7 +59,10 @@ def hold(folder: Path) -> FileLock | None:
         raise InputError(f"Another training is at work in {folder}; wait for it, or choose another --out.") from None
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror}); choose another --out.") from None
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def keep_as(path: Path, other: Path) -> None:

@@ -44,7 +44,15 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     check_parts(method, config.batch_size, config.accumulate)
     prepare(method, data)
     checkpoint.make_folder(out)
-    _held = checkpoint.hold(out)  # until the end
+    with checkpoint.alone(out):
+        return _go(run, method, config, out, data, test)
+
+
+def _go(
+    run: Run, method: nn.Module, config: train.TrainConfig, out: Path, data: Images, test: Images
+) -> dict[str, float]:
+    """What `start` does in the folder, which is its own now."""
+    device = next(method.parameters()).device
     size = sum(t.nbytes for t in method.state_dict().values()) + 2 * sum(p.nbytes for p in method.parameters())
     checkpoint.need_space(out, 3 * size)
     resident = data.to(device) if fits(data.nbytes, device) else data

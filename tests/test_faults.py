@@ -72,14 +72,14 @@ def test_a_disk_without_second_names_keeps_both_as_well(two, monkeypatch):
 
 
 def test_two_trainings_in_one_folder_are_kept_apart(tmp_path, capsys):
-    held = checkpoint.hold(tmp_path)
-    before = sorted(p.name for p in tmp_path.iterdir())
     asked = ["train", "dino", "--data", "digits", "--image_size", "32", "--out", str(tmp_path), "--device", "cpu"]
-    assert main(asked) == 2
-    assert "Another training is at work" in capsys.readouterr().err
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
-    held.release()
-    checkpoint.hold(tmp_path).release()
+    with checkpoint.alone(tmp_path):
+        before = sorted(p.name for p in tmp_path.iterdir())
+        assert main(asked) == 2
+        assert "Another training is at work" in capsys.readouterr().err
+        assert sorted(p.name for p in tmp_path.iterdir()) == before
+    with checkpoint.alone(tmp_path):
+        pass
 
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path, capsys):
