@@ -111,7 +111,8 @@ def checksum(tensors: dict[str, Tensor]) -> str:
 def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any], keep: bool = False) -> None:
     """Tensors and JSON `info` in one safetensors file, in place atomically; `keep` as for `write`."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write(path, save(tensors, metadata={"minissl": json.dumps(info), "crc32": checksum(tensors)}), keep)
+    info = info | {"crc32": checksum(tensors)}  # not beside it: the order of several entries is not always the same
+    write(path, save(tensors, metadata={"minissl": json.dumps(info)}), keep)
 
 
 def is_ours(path: Path) -> bool:
@@ -132,11 +133,10 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         content = path.read_bytes()  # once: a training may put another file in its place at any moment
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header["__metadata__"]
-        info, tensors = json.loads(metadata["minissl"]), load(content)
+        info, tensors = json.loads(header["__metadata__"]["minissl"]), load(content)
     except (SafetensorError, KeyError, ValueError, TypeError):
         raise InputError(f"{path} is not a whole checkpoint of minissl; delete it to start anew.") from None
-    if metadata.get("crc32", checksum(tensors)) != checksum(tensors):
+    if info.pop("crc32", checksum(tensors)) != checksum(tensors):
         raise InputError(f"{path} was damaged after it was written; delete it to start anew.")
     return tensors, info
 

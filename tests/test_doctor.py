@@ -36,6 +36,7 @@ def small_world(monkeypatch):
     """A few scenes, a tiny encoder, and a log with a line for every step."""
     monkeypatch.setattr(sources, "Scenes", lambda split, size, seed: Scenes(split, size, 256, seed))
     monkeypatch.setattr(config, "make_encoder", lambda **choices: tiny_vit(4, 16, "conv"))
+    monkeypatch.setattr(config.pretrained, "put", lambda encoder, where: None)
     monkeypatch.setattr(record.Every, "__call__", lambda self: self.seconds == 1.0)
 
 
