@@ -136,7 +136,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         info, tensors = json.loads(header["__metadata__"]["minissl"]), load(content)
     except (SafetensorError, KeyError, ValueError, TypeError):
         raise InputError(f"{path} is not a whole checkpoint of minissl; delete it to start anew.") from None
-    if info.pop("crc32", checksum(tensors)) != checksum(tensors):
+    crc = info.pop("crc32", None)  # older files have none
+    if crc is not None and crc != checksum(tensors):
         raise InputError(f"{path} was damaged after it was written; delete it to start anew.")
     return tensors, info
 

@@ -56,8 +56,10 @@ class Run:
         kind = find(self.method)
         if getattr(kind, "frozen", False) and self.encoder.get("weights", "none") == "none":
             raise InputError(f"{self.method} learns on a trained encoder; say which, as --encoder.weights runs/dinov3.")
-        encoder, weights = make_encoder(**self.encoder), self.encoder.get("weights", "none")
-        if weights not in ("none", "imagenet"):
+        weights = self.encoder.get("weights", "none")
+        trained = weights not in ("none", "imagenet")
+        encoder = make_encoder(**self.encoder | ({"weights": "none"} if trained else {}))
+        if trained:
             pretrained.put(encoder, weights)
         method = kind(encoder, **self.options)
         if self.teacher and not hasattr(method, "learn_from"):

@@ -57,6 +57,8 @@ def make_encoder(
         choices = {"stem": stem, "drop_path": drop_path, "init_std": init_std, "positions": positions}
         choices |= {"stretch": stretch, "registers": registers, "layer_scale": layer_scale, "gated": gated}
         network = vit(name, patch_size, img_size, depth=depth, **choices)
+    if weights not in ("none", "imagenet"):
+        raise InputError(f"An encoder is made here and not loaded; give it {weights!r} by pretrained.put, or load it.")
     if weights == "imagenet" and not name.startswith("resnet"):
         raise InputError("There are ImageNet weights for the ResNets only; choose --encoder.name resnet18.")
     return network

@@ -2,7 +2,7 @@
 
 runs/NAME/config.json              what was asked for, and the plan that was measured at the start
           log.jsonl                the loss and what was watched, line by line
-          checkpoint.safetensors   everything needed to go on
+          checkpoint.safetensors   everything needed to go on; checkpoint.previous.safetensors is the one before it
           encoder.safetensors      what is kept of it; `pretrained.load` reads it
           metrics.json             how good it is
           *.png                    attention, PCA of patches, curves, collapse

@@ -60,6 +60,8 @@ FORBIDDEN = {  # room: the rooms it may not import
     "parallel": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim"},
     "distribute": LOOPS | MODELS | {"data", "evaluate", "visualize", "color", "optim"},
     "pretrained": LOOPS,
+    "official": LOOPS | {"encoders", "pretrained", "augment", "views", "teacher", "data", "evaluate", "visualize"},
+    "formats": LOOPS | {"encoders", "pretrained", "augment", "views", "teacher", "data", "evaluate", "visualize"},
     "film": LOOPS | MODELS - {"method"} | {"data", "visualize"},
 }
 IGNORANT = {

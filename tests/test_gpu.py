@@ -74,5 +74,5 @@ def test_a_run_from_nothing_to_pictures(tmp_path, launcher):
     """And on from its checkpoint; with torchrun by NCCL."""
     asked = ["train", "dino", "--minutes", "0", "--epochs", "0.2", "--out", str(tmp_path / "run")]
     assert "on the cuda" in command(*asked, launcher=launcher)
-    assert "k" in command(*asked, "--resume", launcher=launcher)
+    assert "knn" in command(*asked, "--resume", launcher=launcher)
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {"encoder.safetensors", "metrics.json", "attention.png"}

@@ -167,6 +167,8 @@ def test_weights_of_another_encoder_are_refused(tmp_path):
     pretrained.save(make_encoder("cnn"), {"name": "cnn"}, path)
     with pytest.raises(InputError, match="another encoder"):
         pretrained.put(make_encoder("nano", 8, 32), path)
+    with pytest.raises(InputError, match=r"pretrained\.put"):
+        make_encoder("nano", 8, 32, weights=str(path))
     with pytest.raises(InputError, match="ResNets only"):
         make_encoder("nano", 8, 32, weights="imagenet")
 

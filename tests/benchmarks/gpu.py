@@ -74,19 +74,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"))
     asked = parser.parse_args()
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    found, properties = {}, torch.cuda.get_device_properties(0)
+    found, waits, properties = {}, [], torch.cuda.get_device_properties(0)
     for name in asked.only:
         try:
             found[name] = row = measure(name, asked.compile, asked.steps)
         except RuntimeError as problem:
             torch.cuda.set_sync_debug_mode("default")
             print(f"{name}: {str(problem).splitlines()[0]}", flush=True)
+            waits.append(name)
             continue
         row |= {"counted": counted([name, "--preset", "gpu"])} if asked.count else {}
         print(name, {key: round(value, 4) for key, value in row.items()}, flush=True)
         torch.cuda.empty_cache()
         about = {"gpu": properties.name, "torch": torch.__version__, "compile": asked.compile}
         checkpoint.write_json(asked.out, about | {"methods": found})
+    raise SystemExit(f"These failed: {', '.join(waits)}." if waits else 0)
 
 
 if __name__ == "__main__":
