@@ -4,12 +4,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from minissl.methods.simclr import nt_xent
 from minissl.parallel import gather_rows, rank, together
 from tests.golden import wave
+from tests.processes import group
 from tests.test_simclr import by_loops
 
 WORLD, T = 2, 0.2
@@ -27,9 +27,9 @@ def linear():
     return layer
 
 
-def one_process(number, folder):
+def one_process(number, world, folder):
     """What a process does with its half of the batch; what it finds is left in the folder."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=WORLD)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=number, world_size=world)
     halves = [z.chunk(WORLD)[number].clone().requires_grad_() for z in whole_batch()]
     loss = nt_xent(*halves, T)
     found = {"rank": torch.tensor(rank()), "loss": loss.detach(), "inputs": torch.autograd.grad(loss, halves)}
@@ -50,7 +50,7 @@ def one_process(number, folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    spawn(one_process, (str(folder),), WORLD)
+    group(one_process, WORLD, folder)
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(WORLD)]
 
 

@@ -8,11 +8,11 @@ import psutil
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import spawn
 
 from minissl import distribute, parallel, train
 from minissl.__main__ import parse_run
 from minissl.data import Images, Scenes
+from tests.processes import group
 
 pytestmark = pytest.mark.slow
 STEPS = 3
@@ -73,7 +73,7 @@ def process(number, world, folder):
 def folder(tmp_path_factory):
     made = tmp_path_factory.mktemp("processes")
     for world in (1, 2, 4):
-        spawn(process, (world, str(made)), world)
+        group(process, world, made)
     return made
 
 
