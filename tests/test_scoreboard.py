@@ -36,6 +36,13 @@ def test_the_table_has_means_deviations_and_dashes():
     rows = {"a": {"0": {"knn": 0.5, "memory": 1.0}, "1": {"knn": 0.7, "memory": 1.5}}, "b": {"0": {"knn": 0.25}}}
     lines = scoreboard.table(rows, {"knn": "k-NN", "memory": "GB", "absent": "-"}).splitlines()
     assert lines == ["| | k-NN | GB |", "|---|---|---|", "| a | 60.0 ± 10.0 | 1.25 ± 0.25 |", "| b | 25.0 | - |"]
+    beside = scoreboard.table(rows, {"knn": "k-NN"}, {"b": "90 elsewhere"}).splitlines()
+    assert beside == [
+        "| | k-NN | published, full budget |",
+        "|---|---|---|",
+        "| a | 60.0 ± 10.0 | - |",
+        "| b | 25.0 | 90 elsewhere |",
+    ]
 
 
 def test_cells_are_gathered_by_row_and_seed_with_their_loss(tmp_path):
@@ -87,3 +94,10 @@ def test_the_readme_has_the_numbers_of_the_logs():
     assert set(board["rows"]) == set(scoreboard.ROWS)
     for columns in (scoreboard.IMAGE, scoreboard.PATCHES):
         assert scoreboard.table(board["rows"], columns) in readme
+
+
+def test_the_readme_has_the_photographs_numbers_beside_what_others_published():
+    board = json.loads((ROOT / "data/recorded/scoreboard_cifar10.json").read_text(encoding="utf-8"))
+    assert {"random", "supervised", "SimCLR", "DINO", "DINOv2"} <= set(board["rows"])
+    said = scoreboard.table(board["rows"], scoreboard.IMAGE, scoreboard.PUBLISHED)
+    assert said in (ROOT / "README.md").read_text(encoding="utf-8")
