@@ -15,7 +15,7 @@ from minissl.data import Images, Scenes
 from tests.processes import group
 
 pytestmark = pytest.mark.slow
-STEPS = 3
+STEPS = 20
 NANO = "--encoder.name nano --encoder.patch_size 8 --encoder.stem conv"
 CASES = {
     "labels": f"transfer {NANO}",
