@@ -20,10 +20,11 @@ OUT ?= runs/chapter3
 OPTIONS ?=
 PRESET ?= cpu
 FOLDER ?=
+BOOK ?= build/book
 PUPIL := --gram 0 --ibot 1 --patch_prototypes 0 --minutes 4
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino dinov2 dinov3 lab test test-fast check format calibration arena scoreboard bench bench-views clean
+.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino dinov2 dinov3 lab book browser test test-fast check format calibration arena scoreboard bench bench-views clean
 
 help:  ## this list
 	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
@@ -39,6 +40,10 @@ setup: $(READY)  ## install everything into .venv (once; later targets do it by 
 .venv/ready-test: .venv/ready
 	$(PYTHON) -m pip install --quiet --editable .[lab,test]
 	$(PYTHON) -c "open('.venv/ready-test', 'w')"
+
+.venv/ready-book: .venv/ready
+	$(PYTHON) -m pip install --quiet --editable .[lab,book]
+	$(PYTHON) -c "open('.venv/ready-book', 'w')"
 
 chapter1: $(READY)  ## transfer learning: train with labels, adapt to new ones (10 minutes, runs/chapter1)
 	$(PYTHON) -m minissl train transfer --data scenes:known --out runs/chapter1/known --resume
@@ -83,8 +88,15 @@ dinov3: $(READY)  ## patches that decay and the anchor that holds them, words, a
 	$(PYTHON) -m minissl train dinov3 --teacher runs/dinov3 $(PUPIL) --encoder.stem patch --out runs/family/linear --resume
 	$(PYTHON) -m tests.benchmarks.family runs/dinov3 runs/family/tiny runs/family/linear --out runs/family.json
 
-lab: $(READY)  ## open JupyterLab on the chapters
-	$(PYTHON) -m jupyterlab chapters
+lab: $(READY)  ## open JupyterLab on the first page of the course
+	$(PYTHON) -m jupyterlab --LabApp.default_url=/lab/tree/chapters/0_map.ipynb
+
+book: $(if $(READY),.venv/ready-book)  ## the course as pages, to put anywhere (build/book/index.html)
+	$(PYTHON) -m sphinx -q -b html -c chapters/book -d $(dir $(BOOK))doctrees $(OPTIONS) chapters $(BOOK)
+
+browser:  ## install Chromium, for the tests in a browser (Debian's and Ubuntu's apt-get)
+	@command -v chromium || { [ $$(id -u) = 0 ] || sudo=sudo; $$sudo apt-get update -qq && \
+	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium; }
 
 test: $(if $(READY),.venv/ready-test)  ## every test, notebooks included
 	$(PYTHON) -m pytest $(PARALLEL)

@@ -1,18 +1,21 @@
-"""python -m minissl train METHOD | evaluate DIR | show DIR | compare DIR DIR ... | few DIR DIR ...
+"""python -m minissl advise folder:DIR | train METHOD | evaluate DIR | show DIR | compare DIR DIR ... | few DIR DIR ...
                          | track ENCODER FOLDER | doctor DIR | export DIR FILE
 
 Every option is an argument of the method's constructor, of `encoders.make_encoder` (as --encoder.NAME) or of
 `train.TrainConfig`. Their defaults are the paper's; a preset replaces those that the hardware cannot afford.
 """
 
+import os
 import re
+import shlex
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from minissl import footage, parallel, reports, runs
+from minissl import advise as advisor
+from minissl import checkpoint, footage, page, parallel, reports, runs, survey
 from minissl.data.sources import NAMES
 from minissl.encoders import make_encoder
 from minissl.errors import InputError
@@ -22,6 +25,7 @@ from minissl.train import TrainConfig
 
 USAGE = f"""minissl: self-supervised vision, step by step
 
+  python -m minissl advise folder:DIR [--minutes M] [--out DIR] [--train true|false] [--resume]
   python -m minissl train METHOD [--data NAME] [--out DIR] [--preset cpu|gpu] [--minutes M] [--resume]
   python -m minissl evaluate DIR [--data NAME]
   python -m minissl show DIR
@@ -89,6 +93,47 @@ def train(words: list[str]) -> None:
         runs.start(run, asked["out"] or Path("runs") / run.method, asked["device"], asked["resume"])
 
 
+def advise(words: list[str]) -> None:
+    """`advise folder:DIR [--minutes M] [--out DIR] [--train true|false]`."""
+    parser = Parser(prog="minissl advise", description=page.__doc__.splitlines()[0])
+    parser.add_argument("data", help="folder:DIR, of pictures or class folders of pictures")
+    parser.add_argument("--minutes", type=float, default=0.0, help="of training; advised if not given")
+    parser.add_argument("--method", default="", help="simclr or dino; advised if not given")
+    parser.add_argument("--out", type=Path, default=Path("runs/advise"), help="the run's folder")
+    parser.add_argument("--device", help="cuda, mps or cpu; chosen if not given")
+    parser.add_argument("--train", type=bool, default=True, help="false: say it, and do nothing")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the run in the folder, as it was advised then"
+    )
+    asked = parser.parse_args(words)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError("Advice is found by one process; give torchrun the command that --train false prints.")
+    facts = _facts(asked)
+    line = advisor.command(facts, str(asked.out))
+    print(f"{advisor.table(facts)}\n\npython -m minissl {shlex.join(line)}\n")
+    if asked.train:
+        run, options = parse_run(line[1:])
+        checkpoint.make_folder(asked.out)
+        checkpoint.write_json(asked.out / "facts.json", asdict(facts))
+        runs.start(run, asked.out, options["device"], asked.resume)
+        print(f"Report: {page.write(asked.out, facts)}")
+
+
+def _facts(asked) -> survey.Facts:
+    """What advice rests on: as it was measured when the run began, or measured now."""
+    before = checkpoint.read_json(asked.out / "facts.json")
+    if asked.train and asked.resume and before:
+        facts = survey.Facts(**before)
+        if facts.data != asked.data:
+            raise InputError(f"{asked.out} holds a run on {facts.data}, not {asked.data}; choose another --out.")
+        return facts
+    if asked.train and (asked.out / "config.json").exists():
+        raise InputError(f"{asked.out} already holds a run; go on with --resume, or choose another --out.")
+    facts = survey.look(asked.data, choose_device(asked.device), asked.minutes, asked.method)
+    run, options = parse_run(advisor.command(facts, str(asked.out))[1:])
+    return survey.try_out(facts, run.build().to(options["device"]), run.image_size, TrainConfig(**run.loop))
+
+
 def evaluate(words: list[str]) -> None:
     """`evaluate DIR [--data NAME]`."""
     parser = Parser(prog="minissl evaluate", description=runs.measure.__doc__.splitlines()[0])
@@ -151,8 +196,8 @@ def export(words: list[str]) -> None:
 def main(words: list[str]) -> int:
     """Run a command. The exit code: 0 done, 1 the doctor found something, 2 bad input, 130 stopped by Ctrl-C."""
     commands = {
-        "train": train, "evaluate": evaluate, "show": show, "compare": compare, "few": few, "track": track,
-        "doctor": doctor, "export": export,
+        "advise": advise, "train": train, "evaluate": evaluate, "show": show, "compare": compare, "few": few,
+        "track": track, "doctor": doctor, "export": export,
     }  # fmt: skip
     try:
         if not words or words[0] in ("-h", "--help"):

@@ -11,7 +11,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from minissl import distribute, parallel
 from minissl.errors import InputError
+
+FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows has no quota
 
 
 def previous(path: Path) -> Path:
@@ -65,34 +67,52 @@ def alone(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def keep_as(path: Path, other: Path) -> None:
-    """A second name for a file, which stays where it is; or, on a disk that has no second names, the only one."""
-    other.unlink(missing_ok=True)
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, that a file cannot be written is said in one sentence. Raises InputError."""
     try:
-        os.link(path, other)
-    except OSError:
-        os.replace(path, other)
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise InputError(
+                f"The disk is full: {path} was not written, and what was saved before is whole. "
+                "Make room, and the same command with --resume goes on."
+            ) from None
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another --out.") from None
 
 
 def write(path: Path, content: bytes, keep: bool = False) -> None:
     """Put a file in place atomically, and `keep` what stood there as the one before.
 
-    Raises InputError on a full disk; what stood there is still whole.
+    At any moment one of the two is whole, even if what stood there was not. Raises InputError, see `writing`.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial, second = (path.with_name(path.name + end) for end in (".partial", ".second"))
+    with writing(path):
+        try:
+            with open(partial, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            keep = keep and path.exists()
+            if keep:
+                keep_as(path, second)
+            os.replace(partial, path)
+            if keep:
+                os.replace(second, previous(path))
+        except OSError:
+            for left in (partial, second):
+                with suppress(OSError):
+                    left.unlink()
+            raise
+
+
+def keep_as(path: Path, other: Path) -> None:
+    """A second name for a file, which stays where it is; on a disk that has no second names, a copy."""
+    other.unlink(missing_ok=True)  # of a save that was killed
     try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if keep and path.exists():
-            keep_as(path, previous(path))
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT if hasattr(errno, "EDQUOT") else errno.ENOSPC):
-            raise InputError(f"The disk is full: {path} was not written, and what was saved before is whole.") from None
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose another --out.") from None
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -100,18 +120,28 @@ def write_json(path: Path, content: Any) -> None:
     write(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def checksum(tensors: dict[str, Tensor]) -> str:
-    """The CRC-32 of all bytes of tensors on the CPU, in the order of their names."""
-    found = 0
+def read_json(path: Path) -> dict[str, Any]:
+    """What `write_json` wrote of a dict; {} if it is missing. Raises InputError if it is cut or is something else."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise InputError(f"{path} is damaged, or is not minissl's; put it right, or take it away.") from None
+
+
+def checksum(tensors: dict[str, Tensor], info: dict[str, Any]) -> str:
+    """The CRC-32 of all that a file holds: its info; of each tensor, on the CPU, its name, its kind and its bytes."""
+    found = zlib.crc32(json.dumps(info).encode())
     for name in sorted(tensors):
-        found = zlib.crc32(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy(), found)
+        x = tensors[name]
+        found = zlib.crc32(f"{name} {x.dtype} {tuple(x.shape)}".encode(), found)
+        found = zlib.crc32(x.contiguous().reshape(-1).view(torch.uint8).numpy(), found)
     return f"{found:08x}"
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any], keep: bool = False) -> None:
     """Tensors and JSON `info` in one safetensors file, in place atomically; `keep` as for `write`."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    info = info | {"crc32": checksum(tensors)}  # not beside it: the order of several entries is not always the same
+    info = info | {"sum": checksum(tensors, info)}  # not beside it: the order of several entries is not always the same
     write(path, save(tensors, metadata={"minissl": json.dumps(info)}), keep)
 
 
@@ -133,11 +163,13 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         content = path.read_bytes()  # once: a training may put another file in its place at any moment
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        info, tensors = json.loads(header["__metadata__"]["minissl"]), load(content)
-    except (SafetensorError, KeyError, ValueError, TypeError):
+        info, tensors = dict(json.loads(header["__metadata__"]["minissl"])), load(content)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); delete it to start anew.") from None
+    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError):
         raise InputError(f"{path} is not a whole checkpoint of minissl; delete it to start anew.") from None
-    crc = info.pop("crc32", None)  # older files have none
-    if crc is not None and crc != checksum(tensors):
+    said, _ = info.pop("sum", None), info.pop("crc32", None)  # older files have none, or one of the bytes alone
+    if said is not None and said != checksum(tensors, info):
         raise InputError(f"{path} was damaged after it was written; delete it to start anew.")
     return tensors, info
 
@@ -151,7 +183,7 @@ def load_newest(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise
         found = load_tensors(previous(path))
         parallel.say(
-            f"{str(problem).split(';')[0]}; going on from the checkpoint before it, of step {found[1]['step']}."
+            f"{str(problem).split(';')[0]}; going on from the checkpoint before it, of step {found[1].get('step')}."
         )
         return found
 

@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -43,14 +43,18 @@ class Log:
 
     def __call__(self, **numbers: float) -> None:
         if parallel.rank() == 0:
-            with open(self.path, "a", encoding="utf-8") as file:
+            with checkpoint.writing(self.path), open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(numbers) + "\n")
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """The lines of a log.jsonl; a last line that a kill cut short is left out, a missing file has none."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The lines of a log.jsonl; one that a kill or a power cut left broken is left out, a missing file has none."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 class Recorder:

@@ -8,8 +8,8 @@ runs/NAME/config.json              what was asked for, and the plan that was mea
           *.png                    attention, PCA of patches, curves, collapse
 """
 
-import json
 from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from torch import nn
 from minissl import checkpoint, doctor, formats, parallel, pretrained, train
 from minissl.config import Run, check_folder, load_method, read, untrained
 from minissl.data import Images
+from minissl.data.stream import decoders_alive
 from minissl.errors import InputError
 from minissl.evaluate import extract
-from minissl.machine import choose_device, choose_precision, fits
+from minissl.machine import Plan, choose_device, choose_precision, fits
 from minissl.method import find
 from minissl.order import check_parts
 from minissl.record import read_log
@@ -44,7 +45,7 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
     check_parts(method, config.batch_size, config.accumulate)
     prepare(method, data)
     checkpoint.make_folder(out)
-    with checkpoint.alone(out):
+    with checkpoint.alone(out), decoders_alive():
         return _go(run, method, config, out, data, test)
 
 
@@ -60,7 +61,7 @@ def _go(
     plan = parallel.from_first(plan)
     parallel.say(f"{len(data)} images of {run.data}; {plan}.")
     if parallel.rank() == 0:
-        checkpoint.write_json(out / "config.json", {"run": asdict(run), "plan": asdict(plan)})
+        _write_down(run, plan, data, out / "config.json")
     for finding in doctor.on_options(asdict(run), plan.steps, method):
         parallel.say(finding)
     among = doctor.guesses(method, config.batch_size)
@@ -76,6 +77,18 @@ def _go(
     metrics = measure(out, data=(data, test), device=device)
     show(out, test)
     return metrics
+
+
+def _write_down(run: Run, plan: Plan, data: Images, path: Path) -> None:
+    """Write config.json, and say so if the images are no longer those that the run began with."""
+    now = data.fingerprint
+    began = checkpoint.read_json(path).get("data", now)
+    if any(began[what] != now[what] for what in began.keys() & now.keys()):
+        parallel.say(
+            f"The images of {run.data} are not those the run began with ({began['images']} then, {now['images']} now); "
+            "it goes on with what is there, and ends with other weights than it would have."
+        )
+    checkpoint.write_json(path, {"run": asdict(run), "plan": asdict(plan), "data": began})
 
 
 def threads() -> str:
@@ -146,12 +159,12 @@ def export(out: Path, path: Path, form: str = "minissl") -> None:
         print(f"Written for {form}: {path}")
         return
     run, plan = read(out)
-    metrics = out / "metrics.json"
-    if not metrics.exists():
+    metrics = checkpoint.read_json(out / "metrics.json")
+    if not metrics:
         raise InputError(f"{out} has not been measured; wait for the run, or: python -m minissl evaluate {out}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    checkpoint.make_folder(path.parent)
     pretrained.save_method(load_method(out), run.method, run.options, run.encoder, path)
-    card = {"run": asdict(run), "plan": asdict(plan), "metrics": json.loads(metrics.read_text(encoding="utf-8"))}
+    card = {"run": asdict(run), "plan": asdict(plan), "metrics": metrics}
     checkpoint.write_json(path.with_suffix(".json"), card)
     print(f"Written: {path}, {path.stat().st_size / 1e6:.1f} MB, and its card {path.with_suffix('.json')}")
 
@@ -164,9 +177,7 @@ def show(out: Path, test: Images | None = None) -> None:
     encoder, before = pretrained.load(out), untrained(run)
     test = (test or run.images("test")).some(2000)
     images, eight = test.images, test.some(8)
-    path, metrics = out / "metrics.json", {}
-    if path.exists():
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics = checkpoint.read_json(out / "metrics.json")
     look = run.size * 2  # twice the crop: a finer map, and still a size the positions stretch to
     figures = {
         "attention": attention_figure(encoder, eight.images, run.size, masks=eight.masks),
@@ -175,5 +186,7 @@ def show(out: Path, test: Images | None = None) -> None:
         "collapse": collapse_figure(*(extract(e, images, run.size, pool=run.reads) for e in (encoder, before))),
     }
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=130)
+        picture = BytesIO()
+        figure.savefig(picture, dpi=130)
+        checkpoint.write(out / f"{name}.png", picture.getvalue())
     print(f"Pictures: {', '.join(str(out / name) + '.png' for name in figures)}")

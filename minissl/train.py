@@ -239,7 +239,7 @@ def fit(
         out, start, steps, config.batch_size, lambda: watch(gathered().encoder), save,
         config.watch_minutes, config.save_minutes, look,
     )  # fmt: skip
-    with interruptible() as interrupted:
+    with record.bar, interruptible() as interrupted:
         source = batches(data, config.batch_size, config.seed, start, next(method.parameters()).device)
         for step, batch in zip(range(start, steps), source):
             seed_step(config.seed, step)

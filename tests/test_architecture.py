@@ -23,6 +23,7 @@ ANCESTORS = {
 FOR_METHODS = {"errors", "method", "teacher", "augment", "views", "transformer", "patches", "vit", "convnet", "text"}
 FOR_METHODS |= {"balance", "color", "heads", "masking", "parallel"}
 LOOPS = {"methods", "runs", "scores", "reports", "footage", "doctor", "lab", "train", "order", "record", "__main__"}
+LOOPS |= {"survey", "advise", "album", "markup", "page"}
 MODELS = {
     "encoders",
     "transformer",
@@ -63,6 +64,13 @@ FORBIDDEN = {  # room: the rooms it may not import
     "official": LOOPS | {"encoders", "pretrained", "augment", "views", "teacher", "data", "evaluate", "visualize"},
     "formats": LOOPS | {"encoders", "pretrained", "augment", "views", "teacher", "data", "evaluate", "visualize"},
     "film": LOOPS | MODELS - {"method"} | {"data", "visualize"},
+    "survey": LOOPS - {"train"} | MODELS | {"evaluate", "visualize"},
+    "advise": LOOPS - {"train", "survey"} | MODELS - {"method"} | {"data", "evaluate", "visualize"},
+    "album": LOOPS - {"survey", "runs", "reports", "record", "doctor"}
+    | MODELS - {"pretrained", "views"}
+    | {"visualize"},
+    "markup": LOOPS | MODELS | {"evaluate", "visualize"},
+    "page": LOOPS - {"survey", "advise", "album", "markup"} | MODELS,
 }
 IGNORANT = {
     "train",
@@ -76,6 +84,10 @@ IGNORANT = {
     "film",
     "machine",
     "data",
+    "survey",
+    "album",
+    "markup",
+    "page",
 }  # rooms that know no method
 SYNCHRONISING = {"item", "cpu", "numpy", "tolist", "nonzero", "synchronize"}
 METHODS = {name: find(name).__name__ for name in available()}
@@ -279,6 +291,13 @@ def test_the_package_holds_python_only():
         ("methods.simclr", "from minissl.optim import LARS"),
         ("film", "from minissl.train import learn"),
         ("film", "from minissl.visualize import film_figure"),
+        ("survey", "from minissl.evaluate import extract"),
+        ("advise", "from minissl.data import load"),
+        ("advise", "from minissl.page import write"),
+        ("album", "from minissl.visualize import pca_rgb"),
+        ("markup", "from minissl import album"),
+        ("page", "from minissl import runs"),
+        ("train", "from minissl import page"),
         ("machine", "import minissl"),
     ],
 )
@@ -298,6 +317,8 @@ def test_a_broken_import_is_seen(module, source):
         ("train", "from minissl.method import Batch\nfrom minissl import checkpoint"),
         ("visualize.attention", "from minissl.evaluate.attention import mass_mask"),
         ("film", "from minissl.evaluate import fine_attention\nfrom minissl import checkpoint"),
+        ("advise", "from minissl.survey import Facts\nfrom minissl.method import find"),
+        ("page", "from minissl.album import Album\nfrom minissl.visualize import pca_rgb"),
         ("runs", "from minissl.methods import dino\nimport minissl_of_someone_else"),
     ],
 )

@@ -17,6 +17,8 @@ from minissl.exercises import check, difference
 CHAPTERS = Path(__file__).parent.parent / "chapters"
 NOTEBOOKS = sorted(CHAPTERS.rglob("*.ipynb"))
 LESSONS = [path for path in NOTEBOOKS if path.parent == CHAPTERS]
+MAP = CHAPTERS / "0_map.ipynb"  # the first page: no chapter, and its one exercise only shows how they work
+AFTER_IT = [path for path in LESSONS if path != MAP]
 
 
 def cells(path, kind):
@@ -56,18 +58,74 @@ def test_a_cell_is_one_idea(lesson):
     assert median(lines) <= 6
 
 
+def everything(lesson):
+    """All cells, and where the exercises begin."""
+    found = json.loads(lesson.read_text(encoding="utf-8"))["cells"]
+    return found, next(i for i, cell in enumerate(found) if "## Exercises" in "".join(cell["source"]))
+
+
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
-def test_code_lives_in_the_package_and_exercises_have_tested_solutions(lesson):
-    everything = json.loads(lesson.read_text(encoding="utf-8"))["cells"]
-    start = next(i for i, cell in enumerate(everything) if "## Exercises" in "".join(cell["source"]))
-    sources = ["".join(cell["source"]) for cell in everything[:start] if cell["cell_type"] == "code"]
+def test_code_lives_in_the_package(lesson):
+    found, start = everything(lesson)
+    sources = ["".join(cell["source"]) for cell in found[:start] if cell["cell_type"] == "code"]
     assert [name for source in sources for name in definitions(source)] == []
-    after = [cell for cell in everything[start:] if cell["cell_type"] == "code"]
+
+
+@pytest.mark.parametrize("lesson", AFTER_IT, ids=lambda path: path.stem)
+def test_exercises_have_tested_solutions(lesson):
+    found, start = everything(lesson)
+    after = [cell for cell in found[start:] if cell["cell_type"] == "code"]
     stubs = {name for cell in after for name in definitions("".join(cell["source"])) if not name.startswith("slow_")}
-    assert len(re.findall(r"^\*\*\d\. ", "\n".join("".join(c["source"]) for c in everything), re.MULTILINE)) >= 4
+    assert len(re.findall(r"^\*\*\d\. ", "\n".join("".join(c["source"]) for c in found), re.MULTILINE)) >= 4
     solved = cells(CHAPTERS / "solutions" / lesson.name, "code")
     assert stubs <= {name for cell in solved for name in definitions(cell["source"])}
     assert sum("assert" in cell["source"] for cell in solved) >= 3
+
+
+def rows_of_the_map():
+    """What its two tables say of each chapter, by column."""
+    text, tables = "\n".join(cell["source"] for cell in cells(MAP, "markdown")), []
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        head, _, *rows = [[field.strip() for field in line.split("|")[1:-1]] for line in table.splitlines()]
+        tables.append([dict(zip(head, row)) for row in rows])
+    what, costs = tables
+    assert [re.match(r"\[([\d.]+?)\.? ", row["chapter"])[1] for row in what] == [row["chapter"] for row in costs]
+    return [cost | row for row, cost in zip(what, costs)]
+
+
+def minutes_to_read(lesson):
+    """150 words a minute, a quarter of a minute for each cell, half of one for each figure, up to the exercises."""
+    found, start = everything(lesson)
+    words = sum(len("".join(c["source"]).split()) for c in found[: start + 1] if c["cell_type"] == "markdown")
+    code = [cell for cell in found[:start] if cell["cell_type"] == "code"]
+    figures = sum("image/png" in output.get("data", {}) for cell in code for output in cell["outputs"])
+    return words / 150 + len(code) / 4 + figures / 2
+
+
+def test_the_map_has_every_chapter_in_order():
+    assert [re.search(r"\((.*)\)", row["chapter"])[1] for row in rows_of_the_map()] == [p.name for p in AFTER_IT]
+
+
+@pytest.mark.parametrize("lesson", AFTER_IT, ids=lambda path: path.stem)
+def test_the_map_is_right_about_a_chapter(lesson):
+    row = rows_of_the_map()[AFTER_IT.index(lesson)]
+    text = "\n".join(cell["source"] for cell in cells(lesson, "markdown"))
+    opening = {"2": "[Aa]bout two minutes", "1": "Less than a minute"}[row["minutes to run"]]
+    assert re.search(opening, text)
+    on_a_gpu = re.search(r"with `--preset gpu`: .* about (\d+ minutes)", text)
+    assert row["photographs, GPU"] == (on_a_gpu[1] if on_a_gpu else "3 hours")
+    assert int(row["exercises"]) == len(re.findall(r"^\*\*\d\. ", text, re.MULTILINE))
+    assert abs(int(row["minutes to read"]) - minutes_to_read(lesson)) < 5
+    target, time = re.fullmatch(r"`make (\w+)`, (.*)", row["from nothing, CPU"]).groups()
+    makefile = (CHAPTERS.parent / "Makefile").read_text(encoding="utf-8")
+    assert re.search(rf"^{target}:.*\({time}[,;]", makefile, re.MULTILINE)
+
+
+def test_the_answer_that_the_map_gives_is_right():
+    stub, (line,) = {}, re.findall(r"<summary>.*?`(return .*?)`", cells(MAP, "markdown")[-1]["source"], re.DOTALL)
+    for cell in cells(MAP, "code")[-3:]:  # the specification, the stub, the check
+        exec(cell["source"].replace('take their mean."""', f'take their mean."""\n    {line}'), stub)
+    assert stub["check"](stub["your_share"], stub["slow_share"], [(torch.arange(6) % 2, torch.arange(6) % 3)])
 
 
 def test_a_check_says_what_is_wrong(capsys):

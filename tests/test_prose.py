@@ -13,8 +13,10 @@ from minissl.__main__ import train_parser
 from minissl.method import available
 
 ROOT = Path(__file__).parent.parent
-MADE = {"runs", ".venv"}  # what commands make
-PROSE = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted((ROOT / "chapters").rglob("*.ipynb"))]
+MADE = {"runs", ".venv", "build", "wheels", "start.py", "START.md"}  # what commands make
+CHAPTERS = ROOT / "chapters"
+PROSE = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted(CHAPTERS.rglob("*.ipynb"))]
+PROSE += sorted((CHAPTERS / "notes").glob("*.md"))
 
 
 def prose(path):

@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from minissl.data.images import UNREADABLE
 from minissl.data.video import Clip
 from minissl.errors import InputError
 
 VOID = 255  # in a mask: belongs to nothing, and is not to be scored
-_UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def list_clips(root: Path, split: str | None = None) -> list[str]:
@@ -123,7 +123,7 @@ def _open(file: Path) -> Image.Image:
         with Image.open(file) as image:
             image.load()
             return image
-    except _UNREADABLE:
+    except UNREADABLE:
         raise InputError(f"{file} cannot be read as an image.") from None
 
 

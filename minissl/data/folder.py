@@ -69,7 +69,7 @@ def readable(files: list[Path], folder: Path, size: int, at_least: int = 1) -> t
     with ThreadPoolExecutor() as pool:
         sides = {file: side for file, side in zip(files, pool.map(short_side, files)) if side}
     if not sides:
-        raise InputError(f"None of the {len(files)} files in {folder} is an image that can be read.")
+        raise _none(len(files), folder)
     smallest = min(sides, key=sides.get)
     if sides[smallest] < at_least:
         raise InputError(
@@ -86,9 +86,16 @@ def decode_all(files: list[Path], folder: Path, size: int, of: int) -> tuple[lis
         bar = tqdm(decoded, f"reading {folder.name}", len(files), leave=False)
         kept = {file: pixels for file, pixels in zip(files, bar) if pixels is not None}
     if not kept:
-        raise InputError(f"None of the {of} files in {folder} is an image that can be read.")
+        raise _none(of, folder)
     _say_left_out(of - len(kept), of, folder)
     return list(kept), torch.from_numpy(np.stack(list(kept.values()))).permute(0, 3, 1, 2).contiguous()
+
+
+def _none(of: int, folder: Path) -> InputError:
+    return InputError(
+        f"None of the {of} files in {folder} is an image that can be read: whole, of 8 or 16 bits a channel, and not "
+        "too large for Pillow."
+    )
 
 
 def _say_left_out(bad: int, of: int, folder: Path) -> None:
@@ -107,7 +114,10 @@ def _root(folder: Path, split: str) -> Path:
 def _list(folder: Path, split: str) -> list[Path]:
     """The files of a split in the order of their names."""
     root = _root(folder, split)
-    files = sorted(file for file in root.rglob("*") if file.is_file() and not file.name.startswith("."))
+    try:
+        files = sorted(file for file in root.rglob("*") if file.is_file() and not file.name.startswith("."))
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be listed ({error.strerror}); was {root} being moved?") from None
     if not files:
         raise InputError(f"The folder {root} is empty; put images in it, or class folders of images.")
     if root == folder or _root(folder, "train") == _root(folder, "test"):

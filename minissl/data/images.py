@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import numpy as np
 import psutil
@@ -36,6 +37,9 @@ class Images:
         masks: (N, S, S) uint8, 0 where the background is, or None.
         captions: of each image, all of its captions, or None.
         factors: what else is known of each image, by name.
+
+    Raises:
+        InputError: for images of another type or shape; floats could be no numbers, and would be found out late.
     """
 
     images: Tensor
@@ -44,6 +48,11 @@ class Images:
     masks: Tensor | None = None
     captions: tuple[tuple[str, ...], ...] | None = None
     factors: dict[str, Factor] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.images.dtype != torch.uint8 or self.images.shape[1:2] != (3,) or self.images.ndim != 4:
+            found = f"{str(self.images.dtype).removeprefix('torch.')} {tuple(self.images.shape)}"
+            raise InputError(f"Images are kept as uint8 (N, 3, S, S), and these are {found}; scale them to 0 .. 255.")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -61,6 +70,11 @@ class Images:
     @property
     def device(self) -> torch.device:
         return self.images.device
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """By which the same images are known again."""
+        return {"images": len(self), "pixels": f"{crc32(self.images.cpu().contiguous().numpy()):08x}"}
 
     def batches(self, orders: Iterable[Tensor]) -> Iterator[dict[str, Any]]:
         """What a `method.Batch` holds, for each order of rows (B,), on the device of the images."""
@@ -102,14 +116,15 @@ class Images:
         return replace(kept, labels=place[kept.labels], classes=tuple(self.classes[i] for i in classes))
 
 
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning)
+UNREADABLE = Exception  # what a decoder raises for a broken file: each has its own, AVIF's a plain RuntimeError
+UNSCALED = ("I", "F")  # whole numbers of 32 bits and floats, also NaN: which of them is white is not said
 
 
 def short_side(file: Path) -> int:
     """From the header alone; 0 for what is no image."""
     try:
         with Image.open(file) as image:
-            return min(image.size)
+            return 0 if image.mode in UNSCALED else min(image.size)
     except UNREADABLE:
         return 0
 
@@ -118,9 +133,18 @@ def decode(file: Path, size: int) -> np.ndarray | None:
     """(size, size, 3) uint8: short side resized, middle cut out; None for a file that is broken inside."""
     try:
         with Image.open(file) as image:
-            return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
+            return np.asarray(ImageOps.fit(_rgb(image), (size, size), Image.Resampling.BICUBIC))
     except UNREADABLE:
         return None
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Eight bits a channel. Raises ValueError for UNSCALED ones: Pillow would make white what is above 255."""
+    if image.mode in UNSCALED:
+        raise ValueError(image.mode)
+    if image.mode.startswith("I;16"):  # grey, where 65,535 is white; of colours Pillow keeps 8 bits by itself
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    return image.convert("RGB")
 
 
 def read_mask(file: Path, size: int) -> Tensor:

@@ -3,10 +3,16 @@
 Shapes: N files, batches of B images of S x S pixels.
 """
 
+import os
+import signal
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -15,6 +21,8 @@ from torch.utils.data import DataLoader
 
 from minissl.data.images import Images, decode
 from minissl.errors import InputError
+
+NONE = "None of the files is an image that can be read; when they are back, the same command with --resume goes on."
 
 
 @dataclass(frozen=True)
@@ -55,27 +63,75 @@ class Files:
         images, labels = self[rows]
         return Images(images, labels, self.classes)
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """By which the same files are known again: their names and sizes."""
+        listed = "".join(f"{file} {_bytes_of(file)} " for file in self.files)
+        return {"images": len(self), "files": f"{crc32(os.fsencode(listed)):08x}"}
+
     def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images (B, 3, S, S) uint8 and labels (B,) of rows (B,)."""
-        images = torch.from_numpy(np.stack([self._read(row) for row in rows.tolist()])).permute(0, 3, 1, 2)
-        return images.contiguous(), None if self.labels is None else self.labels[rows]
+        found, pixels = zip(*(self._read(row) for row in rows.tolist()))
+        images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+        return images, None if self.labels is None else self.labels[list(found)]
 
-    def _read(self, row: int) -> np.ndarray:
-        """An image, or, where its file is broken, the next that is not."""
+    def _read(self, row: int) -> tuple[int, np.ndarray]:
+        """A row and its image; where its file is broken or gone, the next that is not."""
         for offset in range(len(self)):
-            pixels = decode(self.files[(row + offset) % len(self)], self.size)
+            other = (row + offset) % len(self)
+            pixels = decode(self.files[other], self.size)
             if pixels is not None:
-                return pixels
-        raise InputError("None of the files is an image that can be read.")
+                return other, pixels
+            _say_gone(self.files[other].parent)
+        raise InputError(NONE)
 
     def batches(self, orders: Iterable[Tensor]) -> Iterator[dict[str, Tensor | None]]:
-        """Images and labels of each order of rows (B,), decoded ahead."""
+        """Images and labels of each order of rows (B,), decoded ahead. Raises InputError if no file is left."""
         pin = torch.cuda.is_available()
         loader = DataLoader(
-            self, sampler=orders, batch_size=None, num_workers=self.workers, pin_memory=pin, collate_fn=_as_it_is
-        )
-        for images, labels in loader:
-            yield {"images": images, "labels": labels}
+            self, sampler=orders, batch_size=None, num_workers=self.workers, pin_memory=pin, collate_fn=_as_it_is,
+            worker_init_fn=_leave_ctrl_c,
+        )  # fmt: skip
+        try:
+            for images, labels in loader:
+                yield {"images": images, "labels": labels}
+        except InputError:
+            raise InputError(NONE) from None  # without the traceback of the other process
+
+
+@contextmanager
+def decoders_alive() -> Iterator[None]:
+    """Inside, that a process which decodes was ended is said in one sentence; PyTorch raises it at any moment."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "A process that reads images was ended from outside, as a system does that has no memory left (or, in a "
+            "container, no shared memory). What was saved last is whole; the same command with --resume goes on."
+        ) from None
+
+
+@cache
+def _say_gone(folder: Path) -> None:
+    """Once in each process."""
+    print(
+        f"A file in {folder} is broken, or gone; here and wherever this happens the next one takes its place.",
+        flush=True,
+    )
+
+
+def _bytes_of(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0  # gone
+
+
+def _leave_ctrl_c(worker: int) -> None:
+    """It reaches every process of a terminal. The training decides what it means, and then ends the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: tuple[Tensor, Tensor | None]) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,95 @@
+"""The course as pages: how Sphinx turns the committed notebooks into build/book (`make book`).
+
+Nothing is executed and nothing is fetched, neither while building nor by the finished pages: pictures and numbers are
+those in the notebooks, equations are set by a MathJax that lies beside the pages. The first notebook is the first page.
+It lives in a folder of its own, so that students see chapters and solutions beside each other, and no machinery.
+"""
+
+import json
+import os
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+CHAPTERS = Path(__file__).parent.parent
+LESSONS = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
+WIDGET = "application/vnd.jupyter.widget-view+json"
+STILL = "*On this page nothing moves: open the notebook in JupyterLab. A still picture stands beside it.*"
+
+project = "minissl"
+html_title = "minissl"
+html_show_copyright = html_show_sphinx = html_use_index = False
+language = "en"
+root_doc = LESSONS[0]
+include_patterns = ["*.ipynb", "solutions/*.ipynb"]  # notes for teachers are no pages
+extensions = ["myst_nb", "sphinx.ext.mathjax"]
+myst_enable_extensions = ["dollarmath"]
+mathjax_path = "mathjax/tex-chtml.js"
+
+nb_execution_mode = "off"
+nb_merge_streams = True
+
+html_theme = "sphinx_book_theme"
+html_static_path = ["style.css"]
+html_css_files = ["style.css"]
+html_favicon = "icon.svg"
+html_show_search_summary = False  # it would be fetched from the other pages, which a browser forbids to files
+html_sourcelink_suffix = ""  # so that a page's source is downloaded as .ipynb
+html_context = {"default_mode": "auto"}
+html_theme_options = {
+    "footer_content_items": [],
+    "home_page_in_toc": True,
+    "navbar_persistent": [],
+    "use_fullscreen_button": False,
+}
+
+if repository := os.environ.get("REPOSITORY"):  # make book REPOSITORY=https://github.com/...: where students can run it
+    html_theme_options |= {
+        "repository_url": repository,
+        "repository_branch": "main",
+        "path_to_docs": "chapters",
+        "use_repository_button": True,
+        "launch_buttons": {
+            "colab_url": "https://colab.research.google.com",
+            "binderhub_url": "https://mybinder.org",
+            "notebook_interface": "jupyterlab",
+        },
+    }
+
+
+def prepare(app, name: str, source: list[str]) -> None:
+    """Change a notebook as it is read: READMEs become files, widgets a sentence; the first one lists all others."""
+    notebook = json.loads(source[0])
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            cell["source"] = re.sub(r"\]\((?=[\w./]+\.md\))", "](path:", "".join(cell["source"]))
+        for output in cell.get("outputs", []):
+            if WIDGET in output.get("data", {}):
+                output["data"] = {"text/markdown": STILL}
+    if name == root_doc:
+        solutions = sorted(f"solutions/{path.stem}" for path in CHAPTERS.glob("solutions/*.ipynb"))
+        text = contents("Chapters", LESSONS[1:]) + contents("Solutions", solutions)
+        notebook["cells"].append({"cell_type": "markdown", "id": "contents", "metadata": {}, "source": text})
+    source[0] = json.dumps(notebook)
+
+
+def contents(caption: str, names: list[str]) -> str:
+    """A part of the list of pages, shown at their side."""
+    return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```", "", ""])
+
+
+def finish(app, error: Exception | None) -> None:
+    """Put MathJax beside the pages, and the first page where a browser looks for it."""
+    if error is None:
+        mathjax = Path(*find_spec("sphinx-mathjax-offline").submodule_search_locations) / "static" / "mathjax"
+        target = Path(app.outdir) / "_static" / "mathjax"
+        target.mkdir(exist_ok=True)
+        shutil.copy(mathjax / "tex-chtml.js", target)
+        shutil.copytree(mathjax / "output", target / "output", dirs_exist_ok=True)
+        shutil.copy(Path(app.outdir) / f"{root_doc}.html", Path(app.outdir) / "index.html")
+
+
+def setup(app) -> None:
+    app.connect("source-read", prepare)
+    app.connect("build-finished", finish)
