@@ -24,7 +24,7 @@ BOOK ?= build/book
 PUPIL := --gram 0 --ibot 1 --patch_prototypes 0 --minutes 4
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino dinov2 dinov3 lab book browser test test-fast check format calibration arena scoreboard bench bench-views clean
+.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino dinov2 dinov3 lab book student teacher browser test test-fast check format calibration arena scoreboard bench bench-views clean
 
 help:  ## this list
 	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
@@ -93,6 +93,12 @@ lab: $(READY)  ## open JupyterLab on the first page of the course
 
 book: $(if $(READY),.venv/ready-book)  ## the course as pages, to put anywhere (build/book/index.html)
 	$(PYTHON) -m sphinx -q -b html -c chapters/book -d $(dir $(BOOK))doctrees $(OPTIONS) chapters $(BOOK)
+
+student: $(READY)  ## the notebooks without solutions, in a folder to hand out (build/student)
+	$(PYTHON) -m chapters.kit student
+
+teacher: $(READY)  ## the same with the solutions, and lesson notes of 45, 90 and 180 minutes (build/teacher)
+	$(PYTHON) -m chapters.kit teacher
 
 browser:  ## install Chromium, for the tests in a browser (Debian's and Ubuntu's apt-get)
 	@command -v chromium || { [ $$(id -u) = 0 ] || sudo=sudo; $$sudo apt-get update -qq && \

@@ -146,8 +146,8 @@ def headline(album: Album) -> list[str]:
         *verdict(album.findings, album.steps, rank_me(album.sample), rank_me(album.before)),
         *learnt(album.reunited, len(album.kept)),
         *labelled(album.metrics, album.facts.classes),
-        f"It sorts {sum(sizes):,} of them into {len(sizes)} groups of {sizes[0]:,} to {sizes[-1]:,}; {again or 'none'} "
-        "nearly repeat another.",
+        f"It sorts {sum(sizes):,} pictures into {len(sizes)} groups of {sizes[0]:,} to {sizes[-1]:,}; "
+        f"{again or 'none'} nearly repeat another.",
     ]
 
 

@@ -26,8 +26,10 @@ PHOTOS = survey.Facts(
     looked=1000, grey=0.0, copies=0.0, alike=0.7, texture=0.4, device="cpu", cores=2, free=8 * 10**9, rate=400.0,
     took=10**9,
 )  # fmt: skip
+DINO = {"method": "dino", "minutes": 15.0}
 CASES = {
     "photos": {},
+    "a teacher": DINO,
     "minutes": {"minutes": 3.0},
     "long": {"minutes": 600.0},
     "an instant": {"minutes": 0.1, "method": "dino"},
@@ -97,8 +99,9 @@ def test_every_reason_is_one_sentence(changes):
 
 
 def test_time_and_numbers_choose_the_method():
-    assert [advised(minutes=m)["method"] for m in (0.0, 9.0, 10.0)] == ["dino", "simclr", "dino"]
-    assert [advised(train=n)["method"] for n in (999, 1000)] == ["simclr", "dino"]
+    assert [advised(minutes=m)["method"] for m in (0.0, 29.0, 30.0)] == ["simclr", "simclr", "dino"]
+    assert [advised(train=n, minutes=30.0)["method"] for n in (999, 1000)] == ["simclr", "dino"]
+    assert "256 prototypes and a momentum of 0.95" in reason("teacher")
     assert advised(train=300, device="cuda")["method"] == "dino"
     assert advised(minutes=3.0, method="dino")["method"] == "dino"
     with pytest.raises(InputError, match="advice for simclr and dino here, not for 'clip'"):
@@ -106,27 +109,20 @@ def test_time_and_numbers_choose_the_method():
 
 
 def test_prototypes_have_pictures_each():
-    assert [advised(train=n)["--prototypes"] for n in (2048, 4095, 4096, 8191, 8192, 10**6)] == [
-        64,
-        64,
-        128,
-        128,
-        256,
-        256,
-    ]
-    assert reason("--prototypes", train=2048).startswith("2,048 pictures are 32 a prototype;")
-    assert [advised(train=n, device="cuda")["--prototypes"] for n in (20_000, 20_001, 10**6)] == [1024, 2048, 65_536]
+    asked = {2048: 64, 4095: 64, 4096: 128, 8191: 128, 8192: 256, 10**6: 256}
+    assert {n: advised(train=n, **DINO)["--prototypes"] for n in asked} == asked
+    assert reason("--prototypes", train=2048, **DINO).startswith("2,048 pictures are 32 a prototype;")
+    heads = {20_000: 1024, 20_001: 2048, 10**6: 65_536}
+    assert {n: advised(train=n, device="cuda")["--prototypes"] for n in heads} == heads
 
 
 def test_a_teacher_of_few_steps_moves_faster():
-    assert advised()["--momentum"] == 0.95
-    asked = {"minutes": 10.0, "rate": 10.0}  # 94 steps of 64
+    assert advised(**DINO)["--momentum"] == 0.95
+    asked = {"method": "dino", "minutes": 10.0, "rate": 10.0}  # 94 steps of 64
     assert advised(**asked)["--momentum"] == round(1 - 10 / 94, 3)
-    left = math.exp(-0.05 / 2 * 94)
-    assert (
-        f"less than 1% of the random teacher it starts with, and the preset's 0.95 would leave {left:.0%}."
-        in reason("--momentum", **asked)
-    )
+    left, usual = (f"{math.exp(-share / 2 * 94):.2%}" for share in (0.106, 0.05))
+    assert f"94 steps this leaves {left} of the random teacher" in reason("--momentum", **asked)
+    assert reason("--momentum", **asked).endswith(f"the preset's 0.95 leaves {usual}.")
 
 
 def test_sizes_follow_the_smallest_picture_and_the_median():
@@ -140,12 +136,14 @@ def test_sizes_follow_the_smallest_picture_and_the_median():
 
 
 def test_crops_may_be_smaller_where_a_part_shows_the_whole():
-    assert [advised(texture=t)["--global_scale"] for t in (0.79, 0.8)] == [(0.5, 1.0), (0.4, 1.0)]
-    assert "agree by 0.40" in reason("--global_scale")
+    assert [advised(texture=t, **DINO)["--global_scale"] for t in (0.79, 0.8)] == [(0.5, 1.0), (0.4, 1.0)]
+    assert "agree by 0.40" in reason("--global_scale", **DINO)
+    assert "agree by 0.40" in reason("--scale")
 
 
 def test_a_batch_fits_the_pictures_and_the_memory():
-    assert [advised(train=n)["--batch_size"] for n in (9, 255, 256, 1000)] == [8, 128, 256, 64]
+    assert [advised(train=n)["--batch_size"] for n in (9, 255, 256, 1000)] == [8, 128, 256, 256]
+    assert advised(**DINO)["--batch_size"] == 64
     much, some, little = (advised(device="cuda", free=free * 10**9) for free in (80, 20, 4))
     assert (much["--batch_size"], some["--batch_size"], little["--batch_size"]) == (256, 256, 128)
     assert ("--recompute" in much, "--recompute" in some, "--lr" in some) == (False, True, False)
@@ -154,7 +152,7 @@ def test_a_batch_fits_the_pictures_and_the_memory():
 
 def test_what_to_expect_is_what_was_tried():
     found = advised(minutes=16.0)
-    assert found["steps"] == "6,000"  # 16 minutes of 400 images a second, 64 a step
+    assert found["steps"] == "1,500"  # 16 minutes of 400 images a second, 256 a step
     assert "384,000 images at 400 a second, as just tried, are 42.7 passes" in reason("steps", minutes=16.0)
     assert found["memory"] == f"{1 + 10_000 * 3 * 64**2 / 1e9:.1f} GB"
     assert "steps" not in advised(rate=0.0)
@@ -163,9 +161,8 @@ def test_what_to_expect_is_what_was_tried():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"train": 3, "test": 1}, "There are 3 pictures to learn from; these"),
-        ({"train": 1, "test": 1}, "There are 1 picture to learn from; these"),
-        ({"train": 500, "copies": 0.995}, "500 pictures to learn from, of which 100% nearly repeat another"),
+        ({"train": 3, "test": 1}, "Pictures to learn from: 3, of which about 3 are no copies; these"),
+        ({"train": 500, "copies": 0.99}, "500, of which about 5 are no copies"),
     ],
 )
 def test_too_few_to_tell_apart(changes, says):
@@ -227,7 +224,7 @@ def test_a_folder_is_counted(tmp_path):
 def test_odd_folders(tmp_path):
     same = looked(saved(tmp_path / "same", noise(1).expand(40, -1, -1, -1)))
     assert same.different == 1
-    with pytest.raises(InputError, match="97% nearly repeat"):
+    with pytest.raises(InputError, match="about 1 are no copies"):
         advise(same)
     plain = noise(40, 1).expand(-1, -1, 32, 32)
     assert looked(saved(tmp_path / "plain", plain)).different == 1
@@ -235,7 +232,7 @@ def test_odd_folders(tmp_path):
     assert looked(saved(tmp_path / "grey", grey)).grey == 1.0
     wide = noise(40, 64)[:, :, :16]
     assert looked(saved(tmp_path / "wide", wide)).aspect == 4.0
-    with pytest.raises(InputError, match="3 pictures"):
+    with pytest.raises(InputError, match="Pictures to learn from: 3,"):
         advise(looked(saved(tmp_path / "three", noise(3))))
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("no picture")

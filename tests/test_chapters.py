@@ -112,7 +112,7 @@ def test_the_map_is_right_about_a_chapter(lesson):
     text = "\n".join(cell["source"] for cell in cells(lesson, "markdown"))
     opening = {"2": "[Aa]bout two minutes", "1": "Less than a minute"}[row["minutes to run"]]
     assert re.search(opening, text)
-    on_a_gpu = re.search(r"with `--preset gpu`: .* about (\d+ minutes)", text)
+    on_a_gpu = re.search(r"`--preset gpu`.* about (\d+ minutes)", text)
     assert row["photographs, GPU"] == (on_a_gpu[1] if on_a_gpu else "3 hours")
     assert int(row["exercises"]) == len(re.findall(r"^\*\*\d\. ", text, re.MULTILINE))
     assert abs(int(row["minutes to read"]) - minutes_to_read(lesson)) < 5

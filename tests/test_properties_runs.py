@@ -202,6 +202,5 @@ def test_a_checkpoint_gives_back_what_was_saved_or_says_that_it_is_damaged(tmp_p
             found, said = checkpoint.load_tensors(path)
         except InputError:
             continue
-        assert info.items() <= said.items()  # what was hit is the name of the sum, and all else is as it was
-        assert b"sum" not in damaged
+        assert info.items() <= said.items()  # what was hit is the name of the sum, or how a letter is spelt
         assert checkpoint.checksum(found, info) == checkpoint.checksum(tensors, info)

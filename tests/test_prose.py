@@ -64,7 +64,7 @@ def test_commands_exist(path):
         assert target in targets, target
     for line in re.findall(r"python -m minissl (.*)", text):
         command, *rest = line.split("#")[0].split()
-        assert command in ("train", "evaluate", "show", "compare", "few", "track", "doctor", "export"), line
+        assert command in ("train", "evaluate", "show", "compare", "few", "track", "doctor", "export", "advise"), line
         if command == "train" and rest[0] in available():
             train_parser(rest[0], "cpu").parse_args(rest[1:])
 

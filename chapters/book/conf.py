@@ -25,7 +25,7 @@ root_doc = LESSONS[0]
 include_patterns = ["*.ipynb", "solutions/*.ipynb"]  # notes for teachers are no pages
 extensions = ["myst_nb", "sphinx.ext.mathjax"]
 myst_enable_extensions = ["dollarmath"]
-mathjax_path = "mathjax/tex-chtml.js"
+mathjax_path = "mathjax/tex-chtml-full.js"
 
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -83,10 +83,9 @@ def finish(app, error: Exception | None) -> None:
     """Put MathJax beside the pages, and the first page where a browser looks for it."""
     if error is None:
         mathjax = Path(*find_spec("sphinx-mathjax-offline").submodule_search_locations) / "static" / "mathjax"
-        target = Path(app.outdir) / "_static" / "mathjax"
-        target.mkdir(exist_ok=True)
-        shutil.copy(mathjax / "tex-chtml.js", target)
-        shutil.copytree(mathjax / "output", target / "output", dirs_exist_ok=True)
+        beside = Path(app.outdir) / "_static" / "mathjax"
+        shutil.copytree(mathjax / "output" / "chtml", beside / "output" / "chtml", dirs_exist_ok=True)
+        shutil.copy(mathjax / "tex-chtml-full.js", beside)
         shutil.copy(Path(app.outdir) / f"{root_doc}.html", Path(app.outdir) / "index.html")
 
 
