@@ -41,7 +41,13 @@ def check(yours: Callable, specification: Callable, cases: Sequence[tuple], tole
 
 def difference(found: Any, right: Any, tolerance: float = 1e-4) -> str:
     """What is wrong with an answer, in a sentence; nothing if it is right."""
+    if isinstance(found, Tensor) and found.ndim == 0 and (not isinstance(right, Tensor) or right.ndim == 0):
+        found = found.item()
+    if isinstance(right, Tensor) and right.ndim == 0:
+        right = right.item()
     if not isinstance(right, Tensor):
+        if isinstance(found, Tensor):
+            return f"one number is asked for, yours is a tensor of shape {tuple(found.shape)}."
         same = abs(found - right) <= tolerance * (1 + abs(right)) if isinstance(right, float) else found == right
         return "" if same else f"the answer is {right!r}, yours is {found!r}."
     if not isinstance(found, Tensor):

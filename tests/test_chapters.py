@@ -149,6 +149,11 @@ def test_a_check_says_what_is_wrong(capsys):
         ([1], torch.ones(1), "a tensor of shape (1,) is asked for, yours is a list."),
         (torch.ones(2), torch.ones(3), "the shape should be (3,), yours is (2,)."),
         (3, 3, ""),
+        (torch.tensor(1.0), 1.0, ""),
+        (0.5, torch.tensor(0.5), ""),
+        (torch.ones(2), 1.0, "one number is asked for, yours is a tensor of shape (2,)."),
+        (torch.tensor(2.0), torch.tensor(1.0), "the answer is 1.0, yours is 2.0."),
+        (torch.tensor(1.0), torch.ones(2), "the shape should be (2,), yours is ()."),
     ],
 )
 def test_a_difference_in_a_sentence(found, right, says):
