@@ -51,7 +51,8 @@ dt code + code { font-weight: 400; color: var(--accent); padding-left: .3rem; }
 dd { margin: 0; font-size: .95rem; }
 figure { margin: 0; min-width: 0; }
 img { display: block; width: 100%; height: auto; border-radius: 6px; }
-figcaption { font-size: .7rem; line-height: 1.35; color: var(--soft); padding-top: 3px; overflow-wrap: anywhere; }
+figcaption { font-size: .7rem; line-height: 1.35; color: var(--soft); padding-top: 3px;
+  overflow-wrap: anywhere; hyphens: auto; }
 .grid { display: grid; gap: 6px; grid-template-columns: repeat(var(--wide), 1fr); margin: .8rem 0 1.4rem; }
 .asked { grid-column: span 2; grid-row: span 2; margin-right: 5px; }
 .asked img { outline: 2px solid var(--accent); outline-offset: 2px; }

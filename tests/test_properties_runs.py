@@ -174,6 +174,12 @@ def states(draw):
     return tensors | {name: torch.randn(shape).to(kind) for name, (shape, kind) in shapes.items() if len(shape) < 2}
 
 
+def alike(found, tensors):
+    """Whether they are the same to the bit, by the same names."""
+    kinds = [{name: (x.dtype, x.shape, x.tolist()) for name, x in some.items()} for some in (found, tensors)]
+    return kinds[0] == kinds[1]
+
+
 infos = st.dictionaries(
     st.text(max_size=5), st.integers() | st.floats(allow_nan=False) | st.text(max_size=5) | st.none()
 )
@@ -189,10 +195,7 @@ def test_a_checkpoint_gives_back_what_was_saved_or_says_that_it_is_damaged(tmp_p
     assert path.read_bytes() == whole  # equal ones are equal files
     found, said = checkpoint.load_tensors(path)
     assert said == info
-    assert set(found) == set(tensors)
-    for name, x in tensors.items():
-        assert found[name].dtype == x.dtype
-        assert torch.equal(found[name], x)
+    assert alike(found, tensors)
     for i in range(40):
         damaged = bytearray(whole)
         bit = (place + i * 7919) % (8 * len(whole))
@@ -203,4 +206,4 @@ def test_a_checkpoint_gives_back_what_was_saved_or_says_that_it_is_damaged(tmp_p
         except InputError:
             continue
         assert info.items() <= said.items()  # what was hit is the name of the sum, or how a letter is spelt
-        assert checkpoint.checksum(found, info) == checkpoint.checksum(tensors, info)
+        assert alike(found, tensors)
