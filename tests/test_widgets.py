@@ -30,6 +30,7 @@ def test_every_control_redraws_and_gives_its_value():
     moved = figure_for(draw, scale=(0.0, 1.0, 0.5), kind={"first": 1, "second": 2})
     scale, kind, _ = moved.children
     assert (scale.description, kind.description) == ("scale", "kind")
+    assert {control.style.description_width for control in (scale, kind)} == {"initial"}  # a long name is whole
     scale.value, kind.value = 1.0, 2
     assert seen == [(0.5, 1), (1.0, 1), (1.0, 2)]
 

@@ -26,7 +26,7 @@ def figure_for(draw: Callable[..., Figure], **choices: Sequence | Mapping):
 
     controls = {name: interactive.widget_from_abbrev(choice) for name, choice in choices.items()}
     for name, control in controls.items():
-        control.description = name
+        control.description, control.style.description_width = name, "initial"  # else a long name is cut off
     return _redrawn(draw, controls)
 
 
