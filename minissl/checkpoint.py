@@ -125,7 +125,12 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     except (OSError, ValueError, TypeError, RecursionError):
-        raise InputError(f"{path} is damaged, or is not minissl's; put it right, or take it away.") from None
+        raise damaged(path) from None
+
+
+def damaged(path: Path) -> InputError:
+    """What to say of a file that is there and holds something else than it should."""
+    return InputError(f"{path} is damaged, or is not minissl's; put it right, or take it away.")
 
 
 def checksum(tensors: dict[str, Tensor], info: dict[str, Any]) -> str:

@@ -73,16 +73,19 @@ class Run:
 
 
 def read(out: Path) -> tuple[Run, Plan]:
-    """The run a folder holds. Raises InputError if it holds none."""
+    """The run a folder holds. Raises InputError if it holds none, or its config.json is damaged."""
     path = out / "config.json"
     if not path.is_file():
         raise InputError(f"{out} holds no run; train one with --out {out}.")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = checkpoint.read_json(path)
+    try:
+        run, plan = Run(**content["run"]), Plan(**content["plan"])
+    except (KeyError, TypeError):
+        raise checkpoint.damaged(path) from None
     # A run from before there was some option was made as its default makes it, and may be gone on with.
-    run = Run(**content["run"])
     makers = (signature(make_encoder).parameters, options(find(run.method)))
     encoder, own = ({k: p.default for k, p in found.items() if p.default is not p.empty} for found in makers)
-    return replace(run, encoder=encoder | run.encoder, options=own | run.options), Plan(**content["plan"])
+    return replace(run, encoder=encoder | run.encoder, options=own | run.options), plan
 
 
 def check_folder(run: Run, out: Path, resume: bool) -> None:

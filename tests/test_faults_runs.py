@@ -230,3 +230,16 @@ def test_numbers_of_a_run_that_are_damaged_are_said(whole, tmp_path, content, ca
     said = sentence(capsys, main(["show", str(out)]))
     assert said == f"{out / 'metrics.json'} is damaged, or is not minissl's; put it right, or take it away."
     assert contents(out) == before
+
+
+@pytest.mark.parametrize(
+    "content", ["", '{"run": {', "[]", "{}", '{"run": {"method": "dino"}, "plan": {}}', '{"run": 1}']
+)
+@pytest.mark.parametrize("words", [["show"], ["evaluate"], ["doctor"]], ids=lambda words: words[0])
+def test_a_config_that_is_damaged_is_said(whole, tmp_path, content, words, capsys):
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    (out / "config.json").write_text(content)
+    before = contents(out)
+    said = sentence(capsys, main([*words, str(out)]))
+    assert said == f"{out / 'config.json'} is damaged, or is not minissl's; put it right, or take it away."
+    assert contents(out) == before
