@@ -6,7 +6,6 @@ Chromium opens the pages as files, as someone does who unpacked them: there no p
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ BROKEN = """() => [
     ...[...document.querySelectorAll("mjx-merror")].map(m => `a wrong equation: ${m.textContent}`),
     ...(document.documentElement.scrollWidth > innerWidth ? ["wider than the window"] : []),
 ]"""
+READY = ".jp-Notebook-ExecutionIndicator[data-status='idle']"
 PICTURE = """() => fetch(document.querySelector("img.widget-image").src).then(r => r.arrayBuffer())
     .then(bytes => [...new Uint8Array(bytes)])"""
 
@@ -90,11 +90,8 @@ def test_a_word_is_found(book, chromium, width):
 @contextmanager
 def jupyterlab(folder):
     """A JupyterLab of its own, with nobody's settings; its address, with the token."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     places = {f"JUPYTER_{kind}_DIR": str(folder / kind) for kind in ("CONFIG", "DATA", "RUNTIME")}
-    words = [f"--port={port}", "--no-browser", "--allow-root", "--IdentityProvider.token=course"]
+    words = ["--ServerApp.port=0", "--no-browser", "--allow-root", "--IdentityProvider.token=course"]
     words += [f"--ServerApp.root_dir={folder}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(
@@ -104,10 +101,11 @@ def jupyterlab(folder):
     try:
         for _ in range(600):
             assert server.poll() is None, (folder / "log").read_text()
-            if list((folder / "RUNTIME").glob("jpserver-*.json")):
+            said = "".join(path.read_text() for path in (folder / "RUNTIME").glob("jpserver-*.json"))
+            if said.endswith("}"):
                 break
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}/lab/tree/{LESSON}.ipynb?token=course"
+        yield f"{json.loads(said)['url']}lab/tree/{LESSON}.ipynb?token=course"
     finally:
         server.terminate()  # it ends its kernels first
         server.wait(30)
@@ -131,6 +129,7 @@ def test_a_slider_moves_a_picture(tmp_path, chromium):
         page.set_default_timeout(90_000)
         page.goto(address)
         page.locator(".jp-Notebook .jp-CodeCell").first.click()
+        page.locator(READY).first.wait_for()  # cells that are run before the kernel is there are dropped without a word
         page.get_by_role("menuitem", name="Run", exact=True).click()
         page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
         page.locator("img.widget-image").wait_for()
