@@ -34,9 +34,13 @@ class Teacher(nn.Module):
             if isinstance(getattr(module, "stretch", None), Stretch):
                 module.stretch = Stretch()
 
+    @property
+    def spares(self) -> bool:
+        return getattr(self.network, "spares", False)
+
     @torch.no_grad()
-    def forward(self, *inputs):
-        return self.network(*inputs)
+    def forward(self, *inputs, **options):
+        return self.network(*inputs, **options)
 
     def leaking(self, student: nn.Module, *inputs):
         """What `forward` gives, but its gradient goes on into the student's weights, as if the two were one network."""

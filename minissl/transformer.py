@@ -50,8 +50,10 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         return (q, k, v) if turn is None else (rotate(q, turn), rotate(k, turn), v)
 
-    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
-        return self.proj(attend(*self.split(x, turn), self.causal).transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, turn: Turn | None = None, first: int | None = None) -> Tensor:
+        """Tokens (B, T, D) to as many, or to the first few: they look at all, and no one else looks."""
+        q, k, v = self.split(x, turn)
+        return self.proj(attend(q[:, :, :first], k, v, self.causal).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):
@@ -133,9 +135,15 @@ class Block(nn.Module):
         self.mlp = SwiGLU(dim, 4 * dim) if gated else Mlp(dim, 4 * dim, activation)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, turn: Turn | None = None) -> Tensor:
-        """Tokens (B, T, D) to tokens; `turn` says where the last of them are in the image, if not they themselves."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), turn)))
+    def forward(self, x: Tensor, turn: Turn | None = None, first: int | None = None) -> Tensor:
+        """Tokens (B, T, D) to tokens.
+
+        Args:
+            x: the tokens.
+            turn: says where the last of them are in the image, if not they themselves.
+            first: how many are asked for, those in front; None: all.
+        """
+        x = x[:, :first] + self.drop_path(self.ls1(self.attn(self.norm1(x), turn, first)))
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 

@@ -53,6 +53,8 @@ class ViT(nn.Module):
         gated: SwiGLU in place of the perceptron, as in DINOv2's largest.
     """
 
+    spares = True  # what nobody asks for: see `method.class_token`
+
     def __init__(
         self,
         dim: int,
@@ -156,35 +158,39 @@ class ViT(nn.Module):
         """R, how many tokens stand between the class token's and the patches."""
         return 0 if self.register_tokens is None else self.register_tokens.shape[1]
 
-    def run(self, x: Tensor, blocks: int, grid: tuple[int, int] | None = None) -> Tensor:
-        """The first `blocks` blocks of a sequence (B, 1 + n, D); then it is (B, 1 + R + n, D)."""
+    def run(self, x: Tensor, blocks: int, grid: tuple[int, int] | None = None, alone: bool = False) -> Tensor:
+        """The first `blocks` blocks of a sequence (B, 1 + n, D); then it is (B, 1 + R + n, D), or (B, 1, D) alone."""
         if self.register_tokens is not None:
             x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], dim=1)
         for block in self.blocks[:blocks]:
-            x = block(x, self.turn(grid))
+            x = block(x, self.turn(grid), 1 if alone and block is self.blocks[-1] else None)
         return x
 
-    def encode(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def encode(self, x: Tensor, grid: tuple[int, int] | None = None, alone: bool = False) -> Tensor:
         """All blocks and the last norm, of a sequence (B, 1 + n, D); its registers have served then.
 
         Args:
             x: the class token first.
             grid: (h, w) of the patches; rotary positions need it.
+            alone: the class token is all that is asked for, (B, 1, D); the last block is computed for it alone.
         """
-        x = self.norm(self.run(x, len(self.blocks), grid))
+        x = self.norm(self.run(x, len(self.blocks), grid, alone))
         return torch.cat([x[:, :1], x[:, 1 + self.registers :]], dim=1) if self.registers else x
 
-    def forward(self, images: Tensor, masks: Tensor | None = None, mask_token: Tensor | None = None) -> Tokens:
+    def forward(
+        self, images: Tensor, masks: Tensor | None = None, mask_token: Tensor | None = None, alone: bool = False
+    ) -> Tokens:
         """Images (B, 3, H, W) to tokens.
 
         Args:
             images: normalised.
             masks: bool (B, h, w), True for patches that are not to be seen.
             mask_token: (1, D), what stands in their place.
+            alone: the class token is all that is asked for; there are no patches then, (B, 0, 0, D).
         """
         x, grid = self.embed(images, masks, mask_token)
-        x = self.encode(x, grid)
-        return Tokens(x[:, 0], x[:, 1:].unflatten(1, grid))
+        x = self.encode(x, grid, alone)
+        return Tokens(x[:, 0], x[:, 1:].unflatten(1, (0, 0) if alone else grid))
 
     @torch.no_grad()
     def attention(self, images: Tensor, layer: int = -1) -> Tensor:

@@ -111,7 +111,7 @@ def test_a_file_that_goes_while_a_run_streams_is_said_once_and_gives_way_to_the_
     (data / "train" / "cat" / "005.png").unlink()  # the last of its class
     spoil(data / "train" / "cat")
     for _ in range(2):
-        found, labels = files[torch.tensor([2, 3, 5, 6])]
+        found, labels = files[[2, 3, 5, 6]]
         assert torch.equal(found, images.images[[2, 4, 6, 6]])
         assert labels.tolist() == [0, 0, 1, 1]
     said = f"A file in {data / 'train' / 'cat'} is broken, or gone; here and wherever this happens the next one takes"

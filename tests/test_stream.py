@@ -58,11 +58,11 @@ def test_batches_are_the_same_from_the_disk_wherever_they_start(folder, workers)
 def test_a_file_that_is_broken_inside_gives_its_neighbour(folder):
     files = sorted((folder / "train").rglob("*.png"))
     files[2].write_bytes(files[2].read_bytes()[:200])
-    images, _ = Files(tuple(files), 16)[torch.tensor([1, 2, 3])]
+    images, _ = Files(tuple(files), 16)[[1, 2, 3]]
     assert torch.equal(images[1], images[2])
     assert not torch.equal(images[0], images[1])
     with pytest.raises(InputError, match="None of the files"):
-        Files((files[2],), 16)[torch.tensor([0])]
+        Files((files[2],), 16)[[0]]
 
 
 def test_a_run_from_the_disk_is_the_run_from_memory(folder, tmp_path):

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from minissl.encoders import make_encoder
 from minissl.errors import InputError
-from minissl.method import Tokens
+from minissl.method import Tokens, class_token
+from minissl.teacher import Teacher
 from minissl.transformer import DropPath, attend
 from minissl.vit import ViT, vit
 from tests.golden import tiny_vit, wave
@@ -278,3 +280,35 @@ def test_a_patch_of_the_conv_stem_is_about_its_own_middle(patch_size):
         y, x = (weight.sum(1) * middle).sum() / weight.sum(), (weight.sum(0) * middle).sum() / weight.sum()
         offsets.append(torch.stack([y / patch_size - 2.5, x / patch_size - 3.5]))
     assert torch.stack(offsets).mean(0).abs().max() < 0.5 / patch_size + 0.06  # half a pixel, of a patch, and chance
+
+
+@pytest.mark.parametrize(
+    "choices", [{}, {"registers": 2}, {"positions": "rotary"}, {"positions": "none"}, {"clip": True}, {"depth": 1}]
+)
+def test_a_class_token_alone_is_the_same_and_so_is_its_gradient(choices):
+    torch.manual_seed(0)
+    encoder = ViT(32, choices.pop("depth", 2), 4, 4, 16, drop_path=0.2, layer_scale=0.5, **choices).double()
+    images = torch.randn(5, 3, 16, 16, dtype=torch.float64)
+
+    def told(find):
+        torch.manual_seed(1)  # the same branches are left out
+        cls = find()
+        return cls, torch.autograd.grad(cls.sin().sum(), list(encoder.parameters()), materialize_grads=True)
+
+    (whole, expected), (alone, found) = told(lambda: encoder(images).cls), told(lambda: class_token(encoder, images))
+    torch.testing.assert_close(alone, whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    assert encoder(images, alone=True).patches.shape == (5, 0, 0, 32)
+
+
+def test_a_class_token_alone_costs_less_in_the_last_block_through_a_teacher_too():
+    encoder = ViT(32, 2, 4, 4, 16)
+
+    def operations(ask, network):
+        with FlopCounterMode(display=False) as counter:
+            ask(network, torch.zeros(1, 3, 16, 16))
+        return counter.get_total_flops()
+
+    whole = operations(lambda network, images: network(images), encoder)
+    for network in (encoder, Teacher(encoder)):
+        assert operations(class_token, network) < 0.75 * whole  # of two blocks, most of one

@@ -60,7 +60,7 @@ class Files:
     def some(self, n: int) -> Images:
         """At most n of them, evenly spaced, in memory."""
         rows = torch.arange(min(n, len(self))) * len(self) // min(n, len(self))
-        images, labels = self[rows]
+        images, labels = self[rows.tolist()]
         return Images(images, labels, self.classes)
 
     @property
@@ -69,9 +69,9 @@ class Files:
         listed = "".join(f"{file} {_bytes_of(file)} " for file in self.files)
         return {"images": len(self), "files": f"{crc32(os.fsencode(listed)):08x}"}
 
-    def __getitem__(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, 3, S, S) uint8 and labels (B,) of rows (B,)."""
-        found, pixels = zip(*(self._read(row) for row in rows.tolist()))
+    def __getitem__(self, rows: list[int]) -> tuple[Tensor, Tensor | None]:
+        """Images (B, 3, S, S) uint8 and labels (B,) of B rows."""
+        found, pixels = zip(*(self._read(row) for row in rows))
         images = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
         return images, None if self.labels is None else self.labels[list(found)]
 
@@ -88,8 +88,10 @@ class Files:
     def batches(self, orders: Iterable[Tensor]) -> Iterator[dict[str, Tensor | None]]:
         """Images and labels of each order of rows (B,), decoded ahead. Raises InputError if no file is left."""
         pin = torch.cuda.is_available()
+        # As numbers: a tensor is handed over by a thread, which prints a traceback when the other process is killed.
+        rows = (order.tolist() for order in orders)
         loader = DataLoader(
-            self, sampler=orders, batch_size=None, num_workers=self.workers, pin_memory=pin, collate_fn=_as_it_is,
+            self, sampler=rows, batch_size=None, num_workers=self.workers, pin_memory=pin, collate_fn=_as_it_is,
             worker_init_fn=_leave_ctrl_c,
         )  # fmt: skip
         try:

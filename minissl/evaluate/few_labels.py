@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from minissl.augment import flip, normalize, random_resized_crop
 from minissl.evaluate.classify import linear_probe
 from minissl.evaluate.features import extract
+from minissl.method import class_token
 from minissl.teacher import warmup_cosine
 from minissl.transformer import layer_rates
 
@@ -65,7 +66,7 @@ def fine_tune(
             group["lr"] = group["rate"] * warmup_cosine(0.0, lr, 0.0, step / steps, 0.1)
         rows = torch.randint(len(images), (min(batch_size, len(images)),), device=images.device)
         crops = normalize(flip(random_resized_crop(images[rows], size, (0.5, 1.0))))
-        loss = F.cross_entropy(network["head"](network["encoder"](crops).cls), labels[rows])
+        loss = F.cross_entropy(network["head"](class_token(network["encoder"], crops)), labels[rows])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minissl.augment import flip, normalize, random_resized_crop
-from minissl.method import Batch
+from minissl.method import Batch, class_token
 from minissl.parallel import from_all, gather_rows, rank, world
 from minissl.text import PLAIN, TextTransformer, Tokenizer
 
@@ -153,7 +153,7 @@ class CLIP(nn.Module):
 
     def embed_images(self, images: Tensor) -> Tensor:
         """Normalised images (B, 3, H, W) to vectors (B, E), of any length."""
-        return self.visual_projection(self.encoder(images).cls)
+        return self.visual_projection(class_token(self.encoder, images))
 
     def embed_text(self, texts: list[str]) -> Tensor:
         """B sentences to vectors (B, E), of any length."""

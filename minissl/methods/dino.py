@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minissl.balance import koleo, sinkhorn_knopp
 from minissl.errors import InputError
 from minissl.heads import DINOHead as DINOHead  # also known by this name
-from minissl.method import Batch
+from minissl.method import Batch, class_token
 from minissl.parallel import mean_rows
 from minissl.teacher import Teacher, cosine, linear
 from minissl.views import multi_crop
@@ -174,7 +174,7 @@ class DINO(nn.Module):
         temperature = linear(**self.temperatures, progress=progress)
         large, small = multi_crop(batch.images, **self.crops)
         target = self.ask_teacher(large).float()  # (2B, K)
-        cls = torch.cat([self.student["encoder"](crops).cls for crops in (large, small)])  # (V B, D)
+        cls = torch.cat([class_token(self.student["encoder"], crops) for crops in (large, small)])  # (V B, D)
         scores = self.student["head"](cls, freeze_last=progress < self.freeze_last).float()  # (V B, K)
         n = len(batch.images)
         target, scores = target.unflatten(0, (-1, n)), scores.unflatten(0, (-1, n))  # (2, B, K), (V, B, K)
@@ -194,7 +194,7 @@ class DINO(nn.Module):
         """The teacher's logits, (N, K)."""
         encoder, head = self.teacher["encoder"], self.teacher["head"]
         if self.stop_gradient:
-            return head(encoder(views).cls)
+            return head(class_token(encoder, views))
         return head.leaking(self.student["head"], encoder.leaking(self.student["encoder"], views).cls)
 
     def guesses(self, batch_size: int) -> dict[str, int]:

@@ -20,7 +20,7 @@ from minissl.balance import koleo, sinkhorn_knopp
 from minissl.errors import InputError
 from minissl.masking import block_masks as block_masks  # also known by this name
 from minissl.masking import hide_in_some
-from minissl.method import Batch, Tokens
+from minissl.method import Batch, Tokens, class_token
 from minissl.methods.dino import DINOHead, center_and_sharpen, cross_view_entropy, update_center
 from minissl.teacher import Teacher, cosine, linear
 from minissl.transformer import layer_rates
@@ -194,7 +194,7 @@ class DINOv2(nn.Module):
         seen = self.teacher["encoder"](large)
         masks, hidden = self.hide(seen.patches) if ibot else (None, None)
         tokens = self.student["encoder"](large, *((masks, self.mask_token) if ibot and self.hides else ()))
-        cls = [tokens.cls, *([self.student["encoder"](small).cls] if len(small) else [])]
+        cls = [tokens.cls, *([class_token(self.student["encoder"], small)] if len(small) else [])]
         scores = self.student["head"](torch.cat(cls), frozen).float().unflatten(0, (-1, n))  # (V, B, K)
         target = self.targets("head", seen.cls, self.center, temperature)  # (2B, K)
         terms = {"teacher_entropy": torch.special.entr(target).sum(-1).mean()}

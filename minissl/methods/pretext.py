@@ -16,7 +16,7 @@ from minissl.augment import flip, grey, normalize, random_resized_crop
 from minissl.color import annealed_mean, gamut, lab_to_rgb, nearest_bins, rarity, rgb_to_lab
 from minissl.errors import InputError
 from minissl.masking import hide
-from minissl.method import Batch
+from minissl.method import Batch, class_token
 from minissl.patches import patchify, unpatchify
 from minissl.transformer import Block
 
@@ -55,7 +55,7 @@ class Rotation(nn.Module):
 
     def forward(self, encoder: nn.Module, images: Tensor) -> dict[str, Tensor]:
         turned, turns = rotate_four(images)
-        logits = self.head(encoder(normalize(turned)).cls).float()  # (4B, 4)
+        logits = self.head(class_token(encoder, normalize(turned))).float()  # (4B, 4)
         return {"loss": F.cross_entropy(logits, turns), "accuracy": (logits.argmax(1) == turns).float().mean()}
 
 

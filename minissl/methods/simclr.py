@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minissl.method import Batch
+from minissl.method import Batch, class_token
 from minissl.parallel import gather_rows, rank
 from minissl.views import simclr
 
@@ -136,7 +136,7 @@ class SimCLR(nn.Module):
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         views = simclr(batch.images, **self.views)  # (2B, 3, S, S)
-        z1, z2 = self.projector(self.encoder(views).cls).float().chunk(2)  # (B, P) each
+        z1, z2 = self.projector(class_token(self.encoder, views)).float().chunk(2)  # (B, P) each
         return {"loss": nt_xent(z1, z2, self.temperature), "partners": F.cosine_similarity(z1, z2).mean().detach()}
 
     def guesses(self, batch_size: int) -> dict[str, int]:

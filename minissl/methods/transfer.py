@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minissl.augment import flip, normalize, random_resized_crop
 from minissl.errors import InputError
-from minissl.method import Batch
+from minissl.method import Batch, class_token
 from minissl.transformer import layer_rates
 
 
@@ -116,7 +116,7 @@ class Transfer(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """Logits (B, C) of each target, from normalised images (B, 3, H, W)."""
-        vector = self.encoder(images).cls
+        vector = class_token(self.encoder, images)
         return {name: head(vector).float() for name, head in self.heads.items()}
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
