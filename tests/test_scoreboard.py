@@ -35,12 +35,12 @@ def test_every_row_has_the_same_encoder_but_for_what_its_paper_changes(row):
 def test_the_table_has_means_deviations_and_dashes():
     rows = {"a": {"0": {"knn": 0.5, "memory": 1.0}, "1": {"knn": 0.7, "memory": 1.5}}, "b": {"0": {"knn": 0.25}}}
     lines = scoreboard.table(rows, {"knn": "k-NN", "memory": "GB", "absent": "-"}).splitlines()
-    assert lines == ["| | k-NN | GB |", "|---|---|---|", "| a | 60.0 ± 10.0 | 1.25 ± 0.25 |", "| b | 25.0 | - |"]
+    assert lines == ["| | k-NN | GB |", "|---|---|---|", "| a | 60.0 ± 14.1 | 1.25 ± 0.35 |", "| b | 25.0 | - |"]
     beside = scoreboard.table(rows, {"knn": "k-NN"}, {"b": "90 elsewhere"}).splitlines()
     assert beside == [
         "| | k-NN | published, full budget |",
         "|---|---|---|",
-        "| a | 60.0 ± 10.0 | - |",
+        "| a | 60.0 ± 14.1 | - |",
         "| b | 25.0 | 90 elsewhere |",
     ]
 
@@ -66,6 +66,7 @@ def test_a_cell_is_a_run_that_goes_on_where_it_was_stopped(tmp_path, monkeypatch
     speed = scoreboard.learn(run, whole, data, tmp_path / "whole", minutes=0.0101)
     assert (speed["steps"], speed["images_per_second"]) == (6, run.loop["batch_size"] / 0.1)
     assert read(tmp_path / "whole")[0].options["prototypes"] == run.options["prototypes"]
+    assert scoreboard.learn(run, run.build(), data, tmp_path / "like", minutes=5, steps=2)["steps"] == 2
     first = run.build()
     monkeypatch.setattr(first, "after_step", stopping(first, 3))
     with pytest.raises(KeyboardInterrupt):
@@ -74,6 +75,16 @@ def test_a_cell_is_a_run_that_goes_on_where_it_was_stopped(tmp_path, monkeypatch
     scoreboard.learn(run, run.build(), data, tmp_path / "stopped", minutes=0.0101)
     one, other = (pretrained.load(tmp_path / name).state_dict() for name in ("whole", "stopped"))
     assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_row_that_is_trained_again_is_told_apart_by_the_deviations_of_the_first_time():
+    before = {"DINO": {"0": {"knn": 0.5, "J&F": 0.2}, "1": {"knn": 0.7, "J&F": 0.2}}}
+    again = {"DINO": {"0": {"knn": 0.7, "J&F": 0.3}}, "CLIP": {"0": {"knn": 0.7}}}
+    said = scoreboard.repeated(again, before, scoreboard.IMAGE | scoreboard.PATCHES)
+    assert said.startswith("DINO: 1 of 2 numbers within one deviation, 1 within two; J&F is ")
+    assert "CLIP" not in said
+    same = scoreboard.repeated(before, before, scoreboard.IMAGE | scoreboard.PATCHES)
+    assert same == "DINO: 2 of 2 numbers within one deviation, 2 within two; knn is 0.0 off"
 
 
 def stopping(method, at):

@@ -2,9 +2,11 @@
 
 Each cell, a method from a seed, is a run in a folder of its own, with its log and its checkpoint: what was stopped goes
 on, what is measured is not run again, and several cells may run side by side. On a CPU the budget is the CPU's time,
-not the clock's, which counts what else the machine does.
+not the clock's, which counts what else the machine does. With --like, a row takes as many steps as in a board that is
+there already, whatever the machine does in a minute, and is told apart from it by that board's own deviations.
 
     python -m tests.benchmarks.scoreboard [--minutes 5] [--seeds 0 1 2] [--jobs 2] [--data scenes] [--preset gpu]
+    python -m tests.benchmarks.scoreboard --rows SimCLR --like data/recorded/scoreboard.json
 """
 
 import argparse
@@ -89,7 +91,7 @@ def fill(cell: tuple[str, int, dict]) -> str:
     data, test = run.images("train"), run.images("test")
     method = run.build().to(device)
     if row != "random":
-        speed = learn(run, method, data.to(device), out, options["minutes"])
+        speed = learn(run, method, data.to(device), out, options["minutes"], options["like"].get(f"{row}_{seed}"))
     else:
         out.mkdir(parents=True, exist_ok=True)
         pretrained.save(method.encoder, run.encoder, out / "encoder.safetensors")
@@ -106,8 +108,10 @@ def fill(cell: tuple[str, int, dict]) -> str:
     return f"{row} {seed}: " + ", ".join(f"{key} {100 * found[key]:.1f}" for key in ("knn", "linear") if key in found)
 
 
-def learn(run: runs.Run, method: torch.nn.Module, data, out: Path, minutes: float) -> dict[str, float]:
-    """Train in the folder, from its checkpoint if there is one. Returns what it cost."""
+def learn(
+    run: runs.Run, method: torch.nn.Module, data, out: Path, minutes: float, steps: int | None = None
+) -> dict[str, float]:
+    """Train in the folder, from its checkpoint if there is one, for the minutes or steps. Returns what it cost."""
     device = next(method.parameters()).device
     config = train.TrainConfig(**run.loop)
     config = replace(config, precision=choose_precision(config.precision, device))
@@ -115,7 +119,7 @@ def learn(run: runs.Run, method: torch.nn.Module, data, out: Path, minutes: floa
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "config.json").exists():
         each = seconds_a_step(method, data, config)
-        plan = Plan(max(1, int(60 * minutes / each)), each, memory_used(device))
+        plan = Plan(steps or max(1, int(60 * minutes / each)), each, memory_used(device))
         checkpoint.write_json(out / "config.json", {"run": asdict(run), "plan": asdict(plan)})
     plan = runs.read(out)[1]
     start = time.process_time() if device.type == "cpu" else time.perf_counter()
@@ -150,9 +154,27 @@ def table(rows: dict[str, dict[str, dict]], columns: dict[str, str], published: 
             values = [found[key] * (1 if key in PLAIN else 100) for found in by_seed.values() if key in found]
             digits = {"images_per_second": 0, "memory": 2}.get(key, 1)
             said = f"{statistics.mean(values):.{digits}f}" if values else "-"
-            cells.append(f"{said} ± {statistics.pstdev(values):.{digits}f}" if len(values) > 1 else said)
+            cells.append(f"{said} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else said)
         cells += [published.get(row, "-")] if published else []
         lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def repeated(rows: dict[str, dict[str, dict]], before: dict[str, dict[str, dict]], columns: dict[str, str]) -> str:
+    """How far the means of some rows are from those of a board before, in its deviations over seeds."""
+    lines = []
+    for row, by_seed in rows.items():
+        off = {}
+        for key in (key for key in columns if key not in PLAIN):
+            now, then = ([x[key] for x in by.values() if key in x] for by in (by_seed, before.get(row, {})))
+            if now and len(then) > 1:
+                off[key] = abs(statistics.mean(now) - statistics.mean(then)) / max(statistics.stdev(then), 1e-9)
+        if off:
+            far = max(off, key=off.get)
+            within = f"{sum(x <= 1 for x in off.values())} of {len(off)} numbers within one deviation"
+            lines.append(
+                f"{row}: {within}, {sum(x <= 2 for x in off.values())} within two; {far} is {off[far]:.1f} off"
+            )
     return "\n".join(lines)
 
 
@@ -166,18 +188,21 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="cells side by side, each on --threads")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="a folder; runs/scoreboard, with the name of the data if not scenes")
+    parser.add_argument("--like", type=Path, help="a board that is there: as many steps, and how far from its numbers")
     asked = parser.parse_args()
+    before = json.loads(asked.like.read_text(encoding="utf-8"))["rows"] if asked.like else {}
+    like = {f"{row}_{seed}": x["steps"] for row, by in before.items() for seed, x in by.items() if "steps" in x}
     about = {key: getattr(asked, key) for key in ("minutes", "data", "preset", "threads")}
     named = "" if asked.data == "scenes" else "_" + Path(asked.data.replace(":", "/")).name
     board = (asked.out or Path(f"runs/scoreboard{named}")) / "scoreboard.json"
-    before = json.loads(board.read_text(encoding="utf-8")) if board.exists() else about
-    if any(before[key] != value for key, value in about.items()):
-        parser.error(
-            f"{board} was made with other options ({before['data']}, {before['minutes']} minutes); choose --out"
-        )
+    there = json.loads(board.read_text(encoding="utf-8")) if board.exists() else about
+    if any(there[key] != value for key, value in about.items()):
+        parser.error(f"{board} was made with other options ({there['data']}, {there['minutes']} minutes); choose --out")
     board.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(board, about | {"rows": gather(board.parent)})
-    cells = [(row, seed, about | {"out": str(board.parent)}) for seed in asked.seeds for row in asked.rows]
+    cells = [
+        (row, seed, about | {"out": str(board.parent), "like": like}) for seed in asked.seeds for row in asked.rows
+    ]
     cells = [cell for cell in cells if not (board.parent / f"{cell[0]}_{cell[1]}" / "metrics.json").exists()]
     with multiprocessing.get_context("spawn").Pool(asked.jobs, maxtasksperchild=1) as pool:  # memory is a cell's own
         for said in pool.imap_unordered(fill, cells):
@@ -190,7 +215,7 @@ def main() -> None:
     shares = {key: name for key, name in shares.items() if any(key in of for of in found.values())}
     figure = board_figure(found, shares, f"{about['data']}, {about['minutes']:g} minutes each: means over seeds, in %")
     figure.savefig(board.with_suffix(".png"), dpi=130)
-    print(table(rows, IMAGE), table(rows, PATCHES), sep="\n\n")
+    print(table(rows, IMAGE), table(rows, PATCHES), repeated(rows, before, IMAGE | PATCHES), sep="\n\n")
 
 
 if __name__ == "__main__":
