@@ -24,7 +24,7 @@ BOOK ?= build/book
 PUPIL := --gram 0 --ibot 1 --patch_prototypes 0 --minutes 4
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino dinov2 dinov3 lab book student teacher browser test test-fast check format calibration arena scoreboard bench bench-views clean
+.PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino dinov2 dinov3 lab book student teacher browser test test-fast check format calibration scoreboard bench bench-views clean
 
 help:  ## this list
 	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
@@ -121,9 +121,6 @@ format: $(if $(READY),.venv/ready-test)  ## format and lint, mending what can be
 
 calibration: $(READY)  ## measure how hard the embedded world is (half an hour)
 	$(PYTHON) -m tests.benchmarks.calibration
-
-arena: $(READY)  ## the same encoder, data and minutes for every method so far, three seeds (an hour, runs/arena.json)
-	$(PYTHON) -m tests.benchmarks.arena
 
 scoreboard: $(READY)  ## one table of all methods, 3 seeds, 5 CPU minutes each (3 hours; DATA= PRESET= OPTIONS="--jobs 2 --rows DINO")
 	$(PYTHON) -m tests.benchmarks.scoreboard --data $(DATA) --preset $(PRESET) $(OPTIONS)

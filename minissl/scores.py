@@ -1,7 +1,11 @@
-"""The numbers of one encoder on one data set: what `metrics.json` holds.
+"""The numbers of one encoder on one data set: what `metrics.json` holds; and those of many on the scoreboard.
 
 All methods are measured alike: 20,000 training and 5,000 test images at most, k = 20, frozen features.
 """
+
+import json
+import statistics
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +35,11 @@ from minissl.evaluate import (
 )
 from minissl.evaluate.segment import IGNORED
 from minissl.method import Tokens
+
+STORY = {
+    "knn": "k-NN, object", "linear": "object", "linear_color": "color", "linear_action": "action",
+    "linear_place": "place", "J&F": "J&F of clips",
+}  # fmt: skip
 
 
 def accuracy(found: Tensor, true: Tensor) -> float:
@@ -166,6 +175,16 @@ def agreement(method: nn.Module, images: Tensor, texts: list[str], size: int) ->
     """The cosines of N images with T sentences, (N, T)."""
     sentences = class_vectors(method.embed_text, [[text] for text in texts])
     return F.normalize(shared_vectors(method, images, size), dim=-1) @ sentences.mT
+
+
+def table_so_far(board: Path, rows: int) -> str:
+    """The first rows of a scoreboard and the columns that every chapter shows: mean and deviation over seeds, in %."""
+    lines = [" " * 12 + "".join(f"{name:>14}" for name in STORY.values())]
+    for name, seeds in list(json.loads(board.read_text(encoding="utf-8"))["rows"].items())[:rows]:
+        numbers = [[100 * found[key] for found in seeds.values()] for key in STORY]
+        cells = (f"{statistics.mean(x):.1f} ± {statistics.stdev(x):4.1f}" for x in numbers)
+        lines.append(f"{name:12}" + "".join(f"{cell:>14}" for cell in cells))
+    return "\n".join(lines)
 
 
 class _Shared(nn.Module):

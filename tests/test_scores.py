@@ -1,9 +1,11 @@
 """The numbers of an encoder are what they say they are."""
 
+import json
+
 import pytest
 import torch
 
-from minissl import evaluate
+from minissl import evaluate, scores
 from minissl.data import Images
 from minissl.data.images import Factor
 from minissl.evaluate.segment import IGNORED
@@ -97,3 +99,13 @@ def test_pixels_are_numbered_alike_in_every_set():
     answers = pixel_classes(few)["part"].unique(), pixel_classes(many)["part"].unique()
     assert set(answers[0].tolist()) < set(answers[1].tolist())
     assert set(pixel_classes(many)["place"].unique().tolist()) == {IGNORED, 0, 1}
+
+
+def test_the_table_so_far_has_the_first_rows_of_a_board(tmp_path):
+    seeds = {str(i): dict.fromkeys(scores.STORY, i / 4) for i in range(3)}
+    (tmp_path / "board.json").write_text(json.dumps({"rows": {"a": seeds, "b": seeds, "c": seeds}}))
+    head, *rows = scores.table_so_far(tmp_path / "board.json", 2).splitlines()
+    assert head.split("  ")[-1] == "J&F of clips"
+    assert [row.split()[0] for row in rows] == ["a", "b"]
+    assert rows[0].count("25.0 ± 25.0") == len(scores.STORY)
+    assert len({len(line) for line in (head, *rows)}) == 1

@@ -3,14 +3,20 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from matplotlib.colors import to_rgb
 
+from minissl.color import rgb_to_lab
 from minissl.evaluate import attention_iou, fine_attention, mass_mask
 from minissl.visualize import (
     bars_figure,
     board_figure,
+    charts,
     film_figure,
     frame_figure,
+    grid,
     layers_figure,
+    lines_figure,
     masks_figure,
     overlay,
     picture_grid,
@@ -181,3 +187,30 @@ def test_each_object_has_one_colour_in_all_frames_and_the_ground_keeps_its_own()
     torch.testing.assert_close(shown[0, :, 0, 2], shown[1, :, 0, 2])
     torch.testing.assert_close(shown[0, :, 1, 2], shown[0, :, 0, 1])  # the colours of object 1 come again at 7
     assert (shown[0, :, 0, 1] - shown[0, :, 0, 2]).abs().sum() > 0.3
+
+
+EYES = {  # Machado et al., 2009, table 1, severity 1.0: linear RGB as such eyes have it
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "most people's": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+}
+
+
+@pytest.mark.parametrize("eye", EYES)
+@pytest.mark.parametrize(
+    "colors", [charts.COLORS, grid.OBJECTS, (HIT[1], MISSED[1], WRONG[1])], ids=["charts", "masks", "hits"]
+)
+def test_colours_are_told_apart_by_any_eye(eye, colors):
+    encoded = torch.tensor([to_rgb(color) for color in colors], dtype=torch.float64)  # (n, 3)
+    linear = torch.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    seen = (linear @ torch.tensor(EYES[eye], dtype=torch.float64).T).clamp(0, 1)
+    again = torch.where(seen <= 0.0031308, 12.92 * seen, 1.055 * seen ** (1 / 2.4) - 0.055)
+    lab = rgb_to_lab(again[..., None, None])[:, :, 0, 0]  # (n, 3)
+    assert F.pdist(lab).min() > 15  # about six times what one just notices
+
+
+def test_lines_differ_in_their_markers_as_well():
+    lines = {name: torch.rand(3, 2) for name in "abcdef"}
+    (axis,) = lines_figure((1, 2, 3), lines, "x", "y", "six").axes
+    shown = [container.lines[0] for container in axis.containers]
+    assert len({line.get_marker() for line in shown}) == len({line.get_color() for line in shown}) == 6

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from minissl.visualize.grid import to_array
 
-COLORS = ("#1f4e79", "#c0504d", "#7f7f7f", "#4f9153", "#8064a2", "#d99a2b")
+# Told apart by a colour-blind reader too; lines have a marker of their own besides.
+COLORS = ("#1f4e79", "#c0504d", "#7f7f7f", "#56b4e9", "#000000", "#d99a2b")
+MARKERS = "osD^vP"
 
 
 def lines_figure(x: Sequence[float], lines: Mapping[str, Tensor], x_name: str, y_name: str, title: str) -> Figure:
@@ -24,9 +26,9 @@ def lines_figure(x: Sequence[float], lines: Mapping[str, Tensor], x_name: str, y
     """
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axis = figure.subplots()
-    for color, (name, values) in zip(COLORS, lines.items()):
+    for color, marker, (name, values) in zip(COLORS, MARKERS, lines.items()):
         mean, spread = values.mean(dim=1), values.std(dim=1, correction=0)
-        axis.errorbar(x, mean, spread, label=name, color=color, marker="o", markersize=4, capsize=3)
+        axis.errorbar(x, mean, spread, label=name, color=color, marker=marker, markersize=4, capsize=3)
     axis.set_xscale("log")
     axis.set_xticks(x, [f"{value:g}" for value in x])
     axis.minorticks_off()

@@ -12,7 +12,7 @@ def curves_figure(log: list[dict[str, float]], prototypes: int | None = None, ch
 
     Args:
         log: the lines of log.jsonl.
-        prototypes: K; draws ln K, what a teacher that has collapsed to uniform outputs would have.
+        prototypes: K; draws ln K, where all K answers are alike: a teacher collapsed to uniform outputs, a mere guess.
         chance: the random encoder's k-NN, as a line to beat.
     """
     names = [name for name in dict.fromkeys(name for line in log for name in line) if name not in NOT_A_TERM]
@@ -26,7 +26,7 @@ def curves_figure(log: list[dict[str, float]], prototypes: int | None = None, ch
         axis.set_ylim(bottom=min(0, *(value for _, value in points)))
         if prototypes and ("loss" in name or "entropy" in name):
             axis.axhline(math.log(prototypes), color="#c0504d", linestyle="--", linewidth=1)
-            axis.annotate(f"ln {prototypes}: collapse to uniform", (0.02, math.log(prototypes)),
+            axis.annotate(f"ln {prototypes}: all alike", (0.02, math.log(prototypes)),
                           xycoords=("axes fraction", "data"), fontsize=8, color="#c0504d", va="bottom")  # fmt: skip
             axis.set_ylim(top=1.12 * math.log(prototypes))
         if chance is not None and name == "knn":

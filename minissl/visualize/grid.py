@@ -12,7 +12,7 @@ from matplotlib.colors import hex2color
 from matplotlib.figure import Figure
 from torch import Tensor
 
-OBJECTS = ("#e03131", "#1c7ed6", "#fcc419", "#ae3ec9", "#12b886", "#f76707")  # seen on any ground
+OBJECTS = ("#e03131", "#1c7ed6", "#fcc419", "#5f0f7a", "#b2f2e6", "#000000")  # told apart by a colour-blind reader too
 
 
 def to_array(image: Tensor) -> np.ndarray:
