@@ -1,6 +1,5 @@
 """Several runs side by side, one run where labels are few, one that does not learn: what is said of finished runs."""
 
-import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ def compare(folders: list[Path], out: Path) -> dict[str, dict[str, float]]:
         path = folder / "metrics.json"
         if not path.is_file():
             raise InputError(f"{folder} has no metrics.json; measure it with: python -m minissl evaluate {folder}")
-        found[folder.name] = json.loads(path.read_text(encoding="utf-8"))
+        found[folder.name] = checkpoint.read_json(path)
     if len({metrics["data"] for metrics in found.values()}) > 1:
         said = ", ".join(f"{name} on {metrics['data']}" for name, metrics in found.items())
         raise InputError(f"These were measured on different data ({said}); evaluate them with one --data.")
@@ -95,7 +94,7 @@ def diagnose(folder: Path) -> list[doctor.Finding]:
     metrics = folder / "metrics.json"
     if not found and metrics.exists() and doctor.ripe(lines, plan.steps):
         looked.append("its measured numbers")
-        found = doctor.on_metrics(json.loads(metrics.read_text(encoding="utf-8")))
+        found = doctor.on_metrics(checkpoint.read_json(metrics))
     if not found and (folder / "checkpoint.safetensors").exists() and doctor.ripe(lines, plan.steps):
         looked.append("its features")
         found = doctor.on_encoder(**_measures(run, runs.load_method(folder), run.images("test").some(500)))

@@ -93,7 +93,7 @@ def look(data: str, device: torch.device, minutes: float = 0.0, method: str = ""
         InputError: if it is no folder, or holds no picture that can be read.
     """
     root = folder_of(data)
-    listed = {split: folder._list(root, split) for split in ("train", "test")}
+    listed = {split: folder.list_files(root, split) for split in ("train", "test")}
     sizes = {split: _sizes(files) for split, files in listed.items()}
     files = list(sizes["train"])
     if not files:
@@ -105,7 +105,7 @@ def look(data: str, device: torch.device, minutes: float = 0.0, method: str = ""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     return Facts(
         data, len(files), len(sizes["test"]), sum(len(listed[s]) - len(sizes[s]) for s in listed),
-        len(folder._labels(files, root, "train")[1]), shorts[0], shorts[len(shorts) // 20], median_low(shorts),
+        len(folder.read_labels(files, root, "train")[1]), shorts[0], shorts[len(shorts) // 20], median_low(shorts),
         median(max(size) / min(size) for size in sizes["train"].values()), len(images),
         grey_share(images), *likeness(images), texture(images), str(device), os.cpu_count() or 1, free, minutes, method,
     )  # fmt: skip
@@ -121,10 +121,10 @@ def some(data: str, split: str, n: int, size: int) -> tuple[list[Path], Images]:
         size: pixels a side to keep, the middle square.
     """
     root = folder_of(data)
-    listed = folder._list(root, split)
+    listed = folder.list_files(root, split)
     files = [listed[i * len(listed) // n] for i in range(n)] if n < len(listed) else listed
     files, images = folder.decode_all(files, root, size, len(files))
-    return files, Images(images, *folder._labels(files, root, split))
+    return files, Images(images, *folder.read_labels(files, root, split))
 
 
 def folder_of(data: str) -> Path:

@@ -1,9 +1,12 @@
 """Data sets by name: what the embedded world can be asked for, and captions on the same way."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from minissl.data import load, sources
+from minissl.data.images import decode, read_mask
 from minissl.data.scenes import FACTORS, OBJECTS, Scenes
 from minissl.errors import InputError
 from tests.folders import picture
@@ -79,3 +82,22 @@ def test_batches_bring_what_is_known_of_each_image():
     assert torch.equal(batch["images"], images.images[rows])
     assert batch["captions"] == [images.captions[i] for i in rows.tolist()]
     assert all(torch.equal(batch["factors"][n], f.labels[rows]) for n, f in images.factors.items())
+
+
+@pytest.mark.parametrize("turned", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpg", "png", "tiff"])
+def test_a_photograph_is_seen_as_it_was_taken_and_so_is_its_mask(tmp_path, turned, kind):
+    upright = np.zeros((24, 16), dtype=np.uint8)
+    upright[:8, :8] = 255  # light at the top left
+    back = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # what a camera held so would have stored, by Pillow's number
+    stored = Image.fromarray(upright)
+    stored = stored if turned == 1 else stored.transpose(Image.Transpose(back[turned]))
+    exif = Image.Exif()
+    exif[0x0112] = turned
+    stored.convert("RGB").save(tmp_path / f"photo.{kind}", exif=exif)
+    stored.save(tmp_path / "mask.png")
+    seen = decode(tmp_path / f"photo.{kind}", 16)[..., 0]
+    mask = read_mask(tmp_path / "mask.png", 16, tmp_path / f"photo.{kind}").numpy()
+    expected = upright[4:20] > 128  # the middle
+    assert ((seen > 128) == expected).mean() > 0.98  # JPEG blurs an edge
+    assert ((mask > 128) == expected).all()

@@ -174,7 +174,7 @@ def pets(split: str, size: int, *, root: Path = DOWNLOADS, archives: Sequence[Ar
             raise InputError(f"{list_}, line {number}: {line!r} is not an image, its breed, its species and a number.")
         breeds[words[0]] = int(words[1]) - 1
     files, images = read_images([folder / f"{name}.jpg" for name in breeds], folder, size)
-    masks = torch.stack([read_mask(known / "trimaps" / f"{file.stem}.png", images.shape[-1]) for file in files])
+    masks = torch.stack([read_mask(known / "trimaps" / f"{file.stem}.png", images.shape[-1], file) for file in files])
     masks = torch.tensor([0, 1, 0, 2], dtype=torch.uint8)[masks.clamp_max(3).long()]  # published: 1 animal, 2 not, 3 ?
     names = {breed: name.rsplit("_", 1)[0].replace("_", " ").title() for name, breed in breeds.items()}
     labels = torch.tensor([breeds[file.stem] for file in files])

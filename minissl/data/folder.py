@@ -34,15 +34,15 @@ def load_folder(folder: Path, split: str, size: int, at_least: int = 1) -> Image
     Returns:
         Images in memory, or, if they would fill it, Files that are decoded as they are asked for.
     """
-    listed = _list(folder, split)
+    listed = list_files(folder, split)
     files, size = readable(listed, folder, size, at_least)
     need = len(files) * 3 * size * size
     if fills_memory(need):
         print(f"The images would take {need / 1e9:.1f} GB of memory, more than is free: they are decoded as they come.")
         _say_left_out(len(listed) - len(files), len(listed), folder)
-        return Files(tuple(files), size, *_labels(files, folder, split), max(1, (os.cpu_count() or 2) - 1))
+        return Files(tuple(files), size, *read_labels(files, folder, split), max(1, (os.cpu_count() or 2) - 1))
     files, images = decode_all(files, folder, size, len(listed))
-    return Images(images, *_labels(files, folder, split))
+    return Images(images, *read_labels(files, folder, split))
 
 
 def read_images(files: list[Path], folder: Path, size: int) -> tuple[list[Path], Tensor]:
@@ -111,7 +111,7 @@ def _root(folder: Path, split: str) -> Path:
     return next((folder / part for part in parts if (folder / part).is_dir()), folder)
 
 
-def _list(folder: Path, split: str) -> list[Path]:
+def list_files(folder: Path, split: str) -> list[Path]:
     """The files of a split in the order of their names."""
     root = _root(folder, split)
     try:
@@ -125,7 +125,7 @@ def _list(folder: Path, split: str) -> list[Path]:
     return files
 
 
-def _labels(files: list[Path], folder: Path, split: str) -> tuple[Tensor | None, tuple[str, ...]]:
+def read_labels(files: list[Path], folder: Path, split: str) -> tuple[Tensor | None, tuple[str, ...]]:
     """(N,) labels and the names of the classes, the folders under the training part; none if there are none."""
     root = _root(folder, split)
     classes = tuple(sorted(path.name for path in _root(folder, "train").iterdir() if path.is_dir()))

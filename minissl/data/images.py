@@ -116,6 +116,7 @@ class Images:
         return replace(kept, labels=place[kept.labels], classes=tuple(self.classes[i] for i in classes))
 
 
+ORIENTATION = 0x0112  # the tag in which a camera notes how it was held
 UNREADABLE = Exception  # what a decoder raises for a broken file: each has its own, AVIF's a plain RuntimeError
 UNSCALED = ("I", "F")  # whole numbers of 32 bits and floats, also NaN: which of them is white is not said
 
@@ -130,9 +131,10 @@ def short_side(file: Path) -> int:
 
 
 def decode(file: Path, size: int) -> np.ndarray | None:
-    """(size, size, 3) uint8: short side resized, middle cut out; None for a file that is broken inside."""
+    """(size, size, 3) uint8: turned as the camera noted, short side resized, middle cut out; None for a broken file."""
     try:
         with Image.open(file) as image:
+            ImageOps.exif_transpose(image, in_place=True)
             return np.asarray(ImageOps.fit(_rgb(image), (size, size), Image.Resampling.BICUBIC))
     except UNREADABLE:
         return None
@@ -147,11 +149,13 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_mask(file: Path, size: int) -> Tensor:
-    """A mask of whole numbers, (size, size) uint8, cut as `decode` cuts its image. Raises InputError."""
+def read_mask(file: Path, size: int, of: Path) -> Tensor:
+    """A mask of whole numbers, (size, size) uint8, turned and cut as `decode` its image `of`. Raises InputError."""
     try:
-        with Image.open(file) as image:
-            return torch.from_numpy(np.array(ImageOps.fit(image, (size, size), Image.Resampling.NEAREST)))
+        with Image.open(file) as mask, Image.open(of) as image:
+            mask.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+            ImageOps.exif_transpose(mask, in_place=True)
+            return torch.from_numpy(np.array(ImageOps.fit(mask, (size, size), Image.Resampling.NEAREST)))
     except UNREADABLE:
         raise InputError(f"The mask {file} is missing or cannot be read.") from None
 

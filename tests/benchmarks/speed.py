@@ -165,16 +165,16 @@ def main() -> None:
     at = on_a_gpu(at) if asked.gpu else at
     images = load("scenes", "val", 64).images.float()
     images = F.interpolate(images, size=256 if asked.gpu else at.size, mode="area").byte()
-    found = {name: contest(CONTESTS[name], images, at, asked.turns, asked.steps) for name in asked.only}
-    print(table(found), flush=True)
+    found = {}
     report = {"setting": asdict(at), "threads": torch.get_num_threads(), "contests": found}
-    if not asked.gpu:
-        for ask in (made_of, reached, growth):
-            report[ask.__name__] = ask(images, at)
-            print(ask.__name__, report[ask.__name__], flush=True)
-        report["neighbours"] = neighbours()
-        print("neighbours", report["neighbours"])
-    checkpoint.write_json(asked.out, report)
+    for name in asked.only:
+        found[name] = contest(CONTESTS[name], images, at, asked.turns, asked.steps)
+        checkpoint.write_json(asked.out, report)  # what is measured is kept, whatever happens next
+    print(table(found), flush=True)
+    for ask in () if asked.gpu else (made_of, reached, growth, neighbours):
+        report[ask.__name__] = ask() if ask is neighbours else ask(images, at)
+        print(ask.__name__, report[ask.__name__], flush=True)
+        checkpoint.write_json(asked.out, report)
     rows = {f"{of}, {name}": row for of, there in found.items() for name, row in there.items()}
     speeds = {name: torch.tensor(row["images_per_second"]) for name, row in rows.items()}
     figure = seeds_figure({"images a second, views included": speeds}, f"{len(speeds)} ways to train, turn by turn")
