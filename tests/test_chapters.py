@@ -14,7 +14,8 @@ import torch
 
 from minissl.exercises import check, difference
 
-CHAPTERS = Path(__file__).parent.parent / "chapters"
+ROOT = Path(__file__).parent.parent
+CHAPTERS = ROOT / "chapters"
 NOTEBOOKS = sorted(CHAPTERS.rglob("*.ipynb"))
 LESSONS = [path for path in NOTEBOOKS if path.parent == CHAPTERS]
 MAP = CHAPTERS / "0_map.ipynb"  # the first page: no chapter, and its one exercise only shows how they work
@@ -80,6 +81,16 @@ def test_exercises_have_tested_solutions(lesson):
     solved = cells(CHAPTERS / "solutions" / lesson.name, "code")
     assert stubs <= {name for cell in solved for name in definitions(cell["source"])}
     assert sum("assert" in cell["source"] for cell in solved) >= 3
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda path: path.stem)
+def test_code_that_is_shown_is_the_code_that_runs(lesson):
+    package = {path: path.read_text(encoding="utf-8") for path in (ROOT / "minissl").rglob("*.py")}
+    for cell in cells(lesson, "code"):
+        if "print(inspect.getsource(" in "".join(cell["source"]):
+            shown = "".join("".join(output.get("text", "")) for output in cell["outputs"])
+            for part in filter(str.strip, re.split(r"^(?=(?: {4})?(?:def|class|@)\b)|\n{3,}", shown, flags=re.M)):
+                assert any(part.rstrip() in code for code in package.values()), part
 
 
 def rows_of_the_map():

@@ -5,7 +5,7 @@ The same ViT (width 192, 6 blocks, patches of 4 pixels, images of 32, two large 
 They take turns, a few steps each, so that what else the machine does falls on all alike; what a DataLoader had ready
 from before a turn is used up before its time is taken. Then what a step is made of, how it grows, and k-NN.
 
-    python -m tests.benchmarks.speed [--gpu] [--turns 5] [--steps 6] [--only dino simclr dinov2] [--out runs/speed.json]
+    python -m tests.benchmarks.speed [--gpu] [--turns 3] [--steps 6] [--only dino simclr dinov2] [--out runs/speed.json]
 """
 
 import argparse
@@ -153,7 +153,7 @@ def table(found: dict[str, dict[str, dict]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6, help="of each contestant in a turn")
     parser.add_argument("--only", nargs="+", default=list(CONTESTS), choices=CONTESTS)
     parser.add_argument("--gpu", action="store_true", help="ViT-S/16 on a GPU; the contests alone")
