@@ -44,7 +44,10 @@ def load(path: str | Path, merges: str | Path | None = None, name: str = "") -> 
     found = official.read(Path(path))
     encoder = official.make(found, path, name)
     if not any("token_embedding" in one for one in found):
-        raise InputError(f"{path} holds an encoder of images and no words; get all of CLIP: {official.WHERE['clip']}.")
+        raise InputError(
+            f"{path} holds an encoder of images alone, which pretrained.load gives; CLIP with its words is in "
+            f"{official.WHERE['clip']}."
+        )
     pairs = where(Path(path), merges)
     try:
         state = translate(found)

@@ -261,7 +261,7 @@ def test_a_file_without_words_is_told_from_one_with_both(tmp_path):
     state = open_clips().state_dict()
     path = saved(tmp_path, {name: t for name, t in state.items() if name.startswith("visual.")})
     assert pretrained.load(path).dim == 128
-    with pytest.raises(InputError, match=r"no words; get all of CLIP: .*openai/clip-vit-"):
+    with pytest.raises(InputError, match=r"of images alone, .*; CLIP with its words is in .*openai/clip-vit-"):
         pretrained.load_method(path)
     path = saved(tmp_path, {name: t for name, t in state.items() if not name.startswith("visual.")})
     with pytest.raises(InputError, match=r"holds no encoder of DINO.*first names are positional_embedding"):
