@@ -1,4 +1,4 @@
-"""Encoders that others trained: DINO, DINOv2, DINOv3 and CLIP, from a file on the disk.
+"""Encoders that others trained: DINO, DINOv2, DINOv3 and CLIP's for images, from a file on the disk.
 
 The authors' files, timm's and Hugging Face's name the same tensors differently. Ours have the names of the official
 DINO family, so most of what is here are synonyms; what kind of ViT it is, is read off the shapes. Nothing is
@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from minissl.augment import MEAN, STD
 from minissl.errors import InputError
 from minissl.vit import SIZES, ViT
 
@@ -45,6 +46,7 @@ WHERE = {  # and under which licence
     "dinov3": "github.com/facebookresearch/dinov3, on request and under Meta's own DINOv3 licence",
     "clip": "Hugging Face's openai/clip-vit-..., model.safetensors, MIT",
 }
+OF_CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # its pixels' mean and deviation
 WRAPPERS = ("teacher", "model", "state_dict")  # what a training's file keeps its weights under
 TOWERS = ("module.", "backbone.", "visual.", "vision_model.", "vit.", "dinov2.")  # what is before an encoder's names
 SYNONYMS = [  # a regular expression of other formats' names, and ours
@@ -55,6 +57,8 @@ SYNONYMS = [  # a regular expression of other formats' names, and ours
     (r"^(embeddings\.patch_embeddings\.projection|embeddings\.patch_embeddings?|conv1)\.", "patch_embed.proj."),
     (r"^(pre_layrnorm|ln_pre)\.", "norm_pre."),
     (r"^(layernorm|post_layernorm|ln_post)\.", "norm."),
+    (r"^embeddings\.token_embedding\.", "token_embedding."),
+    (r"^final_layer_norm\.", "ln_final."),
     (r"\.(attention\.attention|attention|self_attn)\.(q|k|v)(_proj|uery|ey|alue)\.", r".attn.\2."),
     (r"\.attn\.(q|v)_bias$", r".attn.\1.bias"),
     (r"\.attn\.in_proj_", ".attn.qkv."),
@@ -66,12 +70,13 @@ SYNONYMS = [  # a regular expression of other formats' names, and ours
     (r"\.(layer_scale(\d)\.lambda1|gamma_(\d))$", lambda found: f".ls{found[2] or found[3]}.gamma"),
 ]
 LEFT = re.compile(
-    r"^(mask_token|embeddings\.mask_token|embeddings\.position_ids|head|fc\.|proj$|pooler|rope|local_cls)"
+    r"^(mask_token|embeddings\.mask_token|embeddings\.position_ids|head|fc\.|proj$|pooler|rope|local_cls"
+    r"|input_resolution$|context_length$|vocab_size$)"
 )
 
 
 def load(path: str | Path, name: str = "") -> ViT:
-    """An encoder in evaluation mode, without gradients.
+    """An encoder in evaluation mode, without gradients; it eats what `augment.normalize` makes, as all do here.
 
     Args:
         path: a safetensors or torch file of a ViT in its authors' format, timm's or Hugging Face's.
@@ -80,30 +85,37 @@ def load(path: str | Path, name: str = "") -> ViT:
     Raises:
         InputError: if the file is missing or broken, is more than plain numbers, or holds something else.
     """
-    state = translate(read(Path(path)))
+    return make(read(Path(path)), path, name)
+
+
+def make(found: dict[str, Tensor], path: str | Path, name: str = "") -> ViT:
+    """The encoder of a file's tensors, by its names; for the rest see `load`."""
     try:
+        state = translate(found)
         encoder, family = like(state)
+        if family == "clip":
+            fold(state)
         encoder.load_state_dict(state)
-    except (RuntimeError, KeyError):
+    except (RuntimeError, KeyError, ValueError):
         raise InputError(
             f"{path} holds no encoder of DINO, DINOv2, DINOv3 or CLIP (ViT-S to ViT-L); its first names are "
-            f"{', '.join(list(state)[:3])}."
+            f"{', '.join(list(found)[:3])}."
         ) from None
     if name:
         size = next(size for size, numbers in SIZES.items() if numbers[0] == encoder.dim)
-        found = Known(family, size, encoder.patch_size, encoder.registers)
-        if found != NAMES[name] or len(encoder.blocks) != SIZES[size][1]:
+        known = Known(family, size, encoder.patch_size, encoder.registers)
+        if known != NAMES[name] or len(encoder.blocks) != SIZES[size][1]:
             said = f"{family}'s ViT-{size[0].upper()}/{encoder.patch_size} with {len(encoder.blocks)} blocks"
             raise InputError(f"{path} holds {said} and {encoder.registers} registers, which is not {name}.")
     return encoder.eval().requires_grad_(False)
 
 
-def ask_for(name: str) -> InputError:
-    """What to say when there is a name and no file."""
+def ask_for(name: str, call: str = "load") -> InputError:
+    """What to say when there is a name and no file; `call` is that of `pretrained` that was made."""
     place = WHERE[NAMES[name].family]
     return InputError(
         f"{name} does not come with minissl, and nothing is downloaded without being asked for; "
-        f"get it from {place}, then: pretrained.load({name!r}, path=FILE)"
+        f"get it from {place}, then: pretrained.{call}({name!r}, path=FILE)"
     )
 
 
@@ -132,7 +144,7 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Any format's tensors under our names, in float32; of a model with several towers, the images'."""
+    """Any format's tensors under our names, in torch's default precision; of several towers, the images'."""
     for tower in TOWERS:
         if any(name.startswith(tower) for name in state):
             state = {name.removeprefix(tower): t for name, t in state.items() if name.startswith(tower)}
@@ -141,7 +153,7 @@ def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if not LEFT.match(name):
             for theirs, our in SYNONYMS:
                 name = re.sub(theirs, our, name)
-            ours[name] = tensor.float()
+            ours[name] = tensor.to(torch.get_default_dtype())
     for i in sorted({name.split(".")[1] for name in ours if name.startswith("blocks.")}):
         _join(ours, f"blocks.{i}.attn.")
     if "cls_token" in ours:  # CLIP's are a vector and a matrix, and without a bias
@@ -154,6 +166,15 @@ def translate(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 positions = torch.cat([torch.zeros(1, 1, dim), positions], dim=1)
             ours["pos_embed"] = positions
     return ours
+
+
+def fold(state: dict[str, Tensor]) -> None:
+    """Let CLIP eat what the others do: the way from ImageNet's mean and deviation to its own, in its first layer."""
+    (mean, deviation), weight = OF_CLIP, state["patch_embed.proj.weight"]  # (D, 3, p, p)
+    shift = weight.new_tensor([(a - b) / d for a, b, d in zip(MEAN, mean, deviation)])
+    scale = weight.new_tensor([a / d for a, d in zip(STD, deviation)])
+    state["patch_embed.proj.bias"] = state["patch_embed.proj.bias"] + weight.sum(dim=(2, 3)) @ shift
+    state["patch_embed.proj.weight"] = weight * scale[:, None, None]
 
 
 def _join(state: dict[str, Tensor], attn: str) -> None:

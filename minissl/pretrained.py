@@ -1,5 +1,5 @@
 """Networks that were trained before: a run's folder, the file it exports, the project's own in data/checkpoints, or one
-of the official DINO, DINOv2, DINOv3 and CLIP, from a file (`official`).
+of the official DINO, DINOv2, DINOv3 and CLIP, from a file (`official`; CLIP with its words, `official_clip`).
 
 An exported file is safetensors; its header says what it holds, so that it loads by itself.
 """
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minissl import checkpoint, official
+from minissl import checkpoint, official, official_clip
 from minissl.encoders import make_encoder
 from minissl.errors import InputError
 from minissl.method import find
@@ -59,15 +59,26 @@ def load(name_or_path: str | Path, path: str | Path | None = None) -> nn.Module:
     return encoder.eval().requires_grad_(False)
 
 
-def load_method(name_or_path: str | Path) -> nn.Module:
+def load_method(
+    name_or_path: str | Path, path: str | Path | None = None, merges: str | Path | None = None
+) -> nn.Module:
     """A whole method, with its other networks, in evaluation mode, without gradients.
 
     Args:
-        name_or_path: what `save_method` wrote, or one of the project's own.
+        name_or_path: what `save_method` wrote, one of the project's own, the official CLIP as "clip_vitb32", or a file
+            of all of it.
+        path: where the file of an official one is.
+        merges: what CLIP's words are made of, one of `official_clip.MERGES` or its folder; None: beside the weights.
 
     Raises:
         InputError: if there is no such file, or it holds an encoder only.
     """
+    if name_or_path in official.NAMES:
+        if path is None:
+            raise official.ask_for(name_or_path, "load_method")
+        return official_clip.load(path, merges, name_or_path)
+    if Path(name_or_path).is_file() and not checkpoint.is_ours(Path(name_or_path)):
+        return official_clip.load(name_or_path, merges)
     tensors, info = _read(name_or_path)
     if "method" not in info:
         raise InputError(f"{name_or_path} holds no method; write one with: python -m minissl export DIR FILE")

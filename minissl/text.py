@@ -7,11 +7,14 @@ together become one symbol. The transformer is CLIP's: causal, read out where th
 Shapes: B sentences, L tokens each, width D, E dimensions of the space that text and images share.
 """
 
+import gzip
 import html
 import re
 import unicodedata
+import zlib
 from collections import Counter
-from itertools import groupby, pairwise
+from itertools import groupby, islice, pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +25,42 @@ from minissl.transformer import Block, quick_gelu
 # The 256 bytes in CLIP's order: first those that print as themselves in Latin-1, then the others.
 PRINTED = (*range(33, 127), *range(161, 173), *range(174, 256))
 BYTES = (*PRINTED, *sorted(set(range(256)) - set(PRINTED)))
+SIGNS = (*map(chr, PRINTED), *map(chr, range(256, 512 - len(PRINTED))))  # as what a file of merges writes each of them
 PLAIN = 512  # symbols before the first merge: the bytes, and the bytes that end a word
 Pair = tuple[int, int]
+WINDOWS = {sign: bytes([sign]).decode("cp1252") for sign in {*range(128, 160)} - {129, 141, 143, 144, 157}}
+TWO_AS_ONE = (0x132, 0x133, *range(0x1C4, 0x1CD), *range(0x1F1, 0x1F4), *range(0xFB00, 0xFB07))
+MENDED = {  # how CLIP's clean-up writes signs: not at all, as two letters, at their common width, as straight quotes
+    **dict.fromkeys([*range(9), 11, *range(14, 32), 127, *range(0x206A, 0x2070), 0xFEFF, *range(0xFFF9, 0xFFFD)]),
+    **{sign: unicodedata.normalize("NFKC", chr(sign)) for sign in (*TWO_AS_ONE, 0x3000, *range(0xFF01, 0xFFF0))},
+    **dict.fromkeys([0x2BC, *range(0x2018, 0x201C)], "'"),
+    **dict.fromkeys(range(0x201C, 0x2020), '"'),
+    0x149: "'n",
+    0xFB05: "\u017ft",  # a long s
+}
+
+
+def mend(text: str) -> str:
+    """A sentence as people type it: what CLIP's code has ftfy do, but for UTF-8 that was read as something else.
+
+    HTML is unescaped where there is no tag, accents join their letters, halves of a sign are one or unknown.
+    """
+    if "<" not in text:
+        text = re.sub(r"&#?[0-9A-Za-z]{1,24};", lambda found: html.unescape(found[0]), text)
+    text = text.translate(WINDOWS).translate(MENDED).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return unicodedata.normalize("NFC", text)
 
 
 def split_words(text: str) -> list[str]:
     """A sentence as lower-case words: runs of letters, single digits, runs of other signs, and endings as in "it's".
 
-    HTML is unescaped twice, as in CLIP's code; what its code mends besides, by ftfy (curly apostrophes, accents apart
-    from their letters), stays as it is.
+    It is mended before, and HTML unescaped twice, as in CLIP's code.
     """
-    text = html.unescape(html.unescape(text)).lower()
+    text = html.unescape(html.unescape(mend(text))).lower()
     words, apostrophe = [], False
     for kind, run in groupby(text, _kind):
         run = "".join(run)
-        if kind == "L" and apostrophe and (ending := re.match("s|t|re|ve|m|ll|d", run)):
+        if kind == "L" and apostrophe and (ending := re.match("s|t|re|ve|m|ll|d", run, re.IGNORECASE)):
             words[-1] += ending[0]
             run = run[ending.end() :]
         apostrophe = run == "'"
@@ -112,6 +136,32 @@ class Tokenizer:
                     where.setdefault(pair, set()).add(i)
             seen = +seen  # without what is gone
             pairs.append(best)
+        return cls(pairs, length)
+
+    @classmethod
+    def read(cls, path: Path, most: int, length: int) -> "Tokenizer":
+        """The merges of a file as CLIP's authors and Hugging Face write it: a title, then two symbols a line.
+
+        Args:
+            path: of text, gzipped if its name ends so.
+            most: merges to take, the first ones; the authors' file has more than CLIP knows.
+            length: L.
+
+        Raises:
+            InputError: if there is no such file, it is broken, holds something else, or fewer merges.
+        """
+        number = {sign + end: i + shift for end, shift in (("", 0), ("</w>", 256)) for i, sign in enumerate(SIGNS)}
+        pairs: list[Pair] = []
+        try:
+            with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+                for line in islice(file, 1, most + 1):
+                    left, right = line.split()
+                    pairs.append((number[left], number[right]))
+                    number[left + right] = PLAIN + len(pairs) - 1
+        except (OSError, EOFError, zlib.error, ValueError, KeyError):
+            raise InputError(f"{path} is no whole file of merges, two symbols a line; get it again.") from None
+        if len(pairs) < most:
+            raise InputError(f"{path} holds {len(pairs)} merges, and {most} are needed; get CLIP's own.")
         return cls(pairs, length)
 
     def word(self, word: str) -> list[int]:

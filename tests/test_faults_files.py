@@ -61,7 +61,7 @@ NEW = ("train", "dino", *TINY, "--data", "digits", "--image_size", "32")
         ("weights.pth", [*NEW, "--encoder.weights"], CLOSED),
         ("weights.bin", [*NEW, "--encoder.weights"], CLOSED),
         ("weights.safetensors", [*NEW, "--encoder.weights"], NO_CHECKPOINT),
-        ("teacher.pth", ["train", "dinov3", *NEW[2:], "--teacher"], NO_CHECKPOINT),
+        ("teacher.pth", ["train", "dinov3", *NEW[2:], "--teacher"], CLOSED),
         ("encoder.pth", ["track", "clips"], CLOSED),
     ],
 )

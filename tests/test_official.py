@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from minissl import official, pretrained
 from minissl.__main__ import main, parse_run
+from minissl.augment import MEAN, STD
 from minissl.errors import InputError
 from minissl.formats import export
 from minissl.vit import ViT, vit
@@ -23,6 +24,12 @@ def shake(model):
             if any(part in name for part in ("gamma", "lambda")):
                 p.abs_().add_(0.1)
     return model.eval()
+
+
+def as_clip(images):
+    """Images of ImageNet's mean and deviation as CLIP wants them; the way is folded into our first layer."""
+    mean, deviation = (torch.tensor(numbers).view(3, 1, 1) for numbers in official.OF_CLIP)
+    return torch.stack([(images[:, c] * STD[c] + MEAN[c]) for c in range(3)], dim=1).sub(mean) / deviation
 
 
 def hugging_face(family):
@@ -59,7 +66,8 @@ def test_hugging_faces_file_loads_and_gives_the_same_numbers(tmp_path, family):
     for side in (size, *stretched):
         images = torch.randn(2, 3, side, side)
         with torch.no_grad():
-            found, right = ours(images), model(images, output_attentions=True)
+            found = ours(images)
+            right = model(as_clip(images) if family == "clip" else images, output_attentions=True)
         last = right.last_hidden_state
         if family == "clip":  # theirs is normed for the class token alone
             last = model.vision_model.post_layernorm(last) if hasattr(model, "vision_model") else last
@@ -91,7 +99,7 @@ def test_timms_file_loads_and_gives_the_same_numbers(tmp_path, name, registers):
     for side in (size, size + 2 * ours.patch_size) if registers else (size,):
         images = torch.randn(2, 3, side, side)
         with torch.no_grad():
-            found, right = ours(images), model.forward_features(images)
+            found, right = ours(images), model.forward_features(as_clip(images) if "clip" in name else images)
         torch.testing.assert_close(found.cls, right[:, 0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found.patches.flatten(1, 2), right[:, 1 + registers :], rtol=1e-4, atol=1e-5)
 
@@ -140,7 +148,7 @@ def test_the_authors_file_loads_by_its_name(tmp_path, family, wrapped):
 
 
 def test_open_clips_file_is_read(tmp_path):
-    """The towers of a whole CLIP lie side by side; only the images' is taken."""
+    """The towers of a whole CLIP lie side by side; only the images' is taken, the other in `test_official_text`."""
     import open_clip
 
     sizes = {"embed_dim": 24, "quick_gelu": True}
@@ -151,7 +159,7 @@ def test_open_clips_file_is_read(tmp_path):
     ours = official.load(tmp_path / "clip.pt")
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        found, right = ours(images).cls @ model.visual.proj, model.visual(images)
+        found, right = ours(images).cls @ model.visual.proj, model.visual(as_clip(images))
     torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
 
 
@@ -250,6 +258,7 @@ def test_a_script_is_refused_too(tmp_path):
         (b"", "get it again"),
         (b"no such thing" * 50, "left closed|get it again"),
         ({"a": torch.zeros(2)}, "first names are a"),
+        ({"blocks.0.norm1.weight": torch.zeros(2)}, "first names are blocks"),  # of a block, not all
     ],
 )
 @pytest.mark.parametrize("end", [".pth", ".safetensors"])

@@ -6,7 +6,7 @@
 import importlib
 from typing import Any
 
-MODULES = ("losses", "heads", "networks", "towers", "maps", "pretext", "schedules_and_optimisers", "views")
+MODULES = ("losses", "heads", "networks", "towers", "official", "maps", "pretext", "schedules_and_optimisers", "views")
 MODULES += ("evaluation", "dense", "video", "golden")
 
 
