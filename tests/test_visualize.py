@@ -198,7 +198,7 @@ EYES = {  # Machado et al., 2009, table 1, severity 1.0: linear RGB as such eyes
 
 @pytest.mark.parametrize("eye", EYES)
 @pytest.mark.parametrize(
-    "colors", [charts.COLORS, grid.OBJECTS, (HIT[1], MISSED[1], WRONG[1])], ids=["charts", "masks", "hits"]
+    "colors", [charts.COLORS, grid.OBJECTS], ids=["charts", "masks"]
 )
 def test_colours_are_told_apart_by_any_eye(eye, colors):
     encoded = torch.tensor([to_rgb(color) for color in colors], dtype=torch.float64)  # (n, 3)
