@@ -5,6 +5,7 @@
 
 SYSTEM_PYTHON ?= $(if $(filter Windows_NT,$(OS)),python,python3)
 BIN := $(if $(filter Windows_NT,$(OS)),Scripts,bin)
+ACTIVATE := $(if $(filter Windows_NT,$(OS)),.venv\Scripts\activate,source .venv/bin/activate)
 CONDA_READY := $(if $(CONDA_PREFIX),$(shell python -c "import torch, jsonargparse, sklearn, minissl" 2>&1 || echo no),no)
 
 ifeq ($(strip $(CONDA_READY)),)
@@ -30,8 +31,10 @@ help:  ## this list
 	@$(SYSTEM_PYTHON) -c "import re; [print(f'  make {n:12}{t}') for n, t in re.findall(r'^([a-z0-9-]+):.*?## (.*)', open('Makefile').read(), re.M)]"
 
 setup: $(READY)  ## install everything into .venv (once; later targets do it by themselves)
+	@echo "All is in place.$(if $(READY), For commands of your own say in each new terminal: $(ACTIVATE))"
 
 .venv/ready: pyproject.toml
+	@echo "Installing into .venv, once. This takes some minutes and up to 6 GB, and says nothing meanwhile."
 	$(SYSTEM_PYTHON) -m venv .venv
 	$(PYTHON) -m pip install --quiet --upgrade pip
 	$(PYTHON) -m pip install --quiet --editable .[lab]
