@@ -4,6 +4,7 @@ An exercise is a stub to fill in and a slow specification in loops. `check` runs
 """
 
 from collections.abc import Callable, Sequence
+from numbers import Number
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ def difference(found: Any, right: Any, tolerance: float = 1e-4) -> str:
     if not isinstance(right, Tensor):
         if isinstance(found, Tensor):
             return f"one number is asked for, yours is a tensor of shape {tuple(found.shape)}."
+        if isinstance(right, (int, float)) and not isinstance(found, Number):
+            return f"one number is asked for, yours is a {type(found).__name__}."
         same = abs(found - right) <= tolerance * (1 + abs(right)) if isinstance(right, float) else found == right
         return "" if same else f"the answer is {right!r}, yours is {found!r}."
     if not isinstance(found, Tensor):

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from statistics import median
 
+import numpy
 import pytest
 import torch
 
@@ -163,6 +164,9 @@ def test_a_check_says_what_is_wrong(capsys):
         (torch.tensor(1.0), 1.0, ""),
         (0.5, torch.tensor(0.5), ""),
         (torch.ones(2), 1.0, "one number is asked for, yours is a tensor of shape (2,)."),
+        ([0.5], 0.5, "one number is asked for, yours is a list."),
+        ("0.5", 0.5, "one number is asked for, yours is a str."),
+        (numpy.float32(0.5), 0.5, ""),
         (torch.tensor(2.0), torch.tensor(1.0), "the answer is 1.0, yours is 2.0."),
         (torch.tensor(1.0), torch.ones(2), "the shape should be (2,), yours is ()."),
     ],
