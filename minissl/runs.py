@@ -94,7 +94,7 @@ def _write_down(run: Run, plan: Plan, data: Images, path: Path) -> None:
 def threads() -> str:
     """How many threads there are, of how many processes."""
     many = f"{parallel.world()} processes of " if parallel.together() else ""
-    return f"{many}{torch.get_num_threads()} threads"
+    return f"{many}{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
 
 
 def prepare(method: nn.Module, data: Images) -> None:

@@ -12,6 +12,7 @@ from minissl.visualize import (
     bars_figure,
     board_figure,
     charts,
+    curves_figure,
     film_figure,
     frame_figure,
     grid,
@@ -33,6 +34,16 @@ def shown(axis):
 
 def pictures(n, size=16):
     return torch.randint(0, 256, (n, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("knn", [0.1, 0.9])
+def test_the_line_to_beat_is_in_the_picture_and_its_name_beside_it(knn):
+    """It was above the axes for a run that had not beaten it."""
+    axis = curves_figure([{"step": step, "knn": knn} for step in (1, 2)], chance=0.3).axes[0]
+    low, high = axis.get_ylim()
+    (name,) = axis.texts
+    assert low < min(knn, 0.3) and max(knn, 0.3) < high
+    assert name.xy[1] == 0.3 and name.get_text() == "random encoder"
 
 
 def test_a_grid_has_one_scale_of_colours_or_each_picture_its_own():

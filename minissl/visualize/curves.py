@@ -26,10 +26,12 @@ def curves_figure(log: list[dict[str, float]], prototypes: int | None = None, ch
         axis.set_ylim(bottom=min(0, *(value for _, value in points)))
         if prototypes and ("loss" in name or "entropy" in name):
             axis.axhline(math.log(prototypes), color="#c0504d", linestyle="--", linewidth=1)
-            axis.annotate(f"ln {prototypes}: all alike", (0.02, math.log(prototypes)),
-                          xycoords=("axes fraction", "data"), fontsize=8, color="#c0504d", va="bottom")  # fmt: skip
+            label = {"xycoords": ("axes fraction", "data"), "fontsize": 8, "ha": "right", "color": "#c0504d"}
+            axis.annotate(f"ln {prototypes}: all alike", (0.98, math.log(prototypes)), **label, va="bottom")
             axis.set_ylim(top=1.12 * math.log(prototypes))
         if chance is not None and name == "knn":
             axis.axhline(chance, color="#7f7f7f", linestyle="--", linewidth=1)
-            axis.annotate("random encoder", (0.02, chance), xycoords=("axes fraction", "data"), fontsize=8, va="bottom")
+            label = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 8, "ha": "right"}
+            axis.annotate("random encoder", (0.98, chance), (0, -2), **label, va="top")
+            axis.set_ylim(top=1.1 * max(chance, *(value for _, value in points)))
     return figure
