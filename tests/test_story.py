@@ -181,6 +181,7 @@ REPLIES = r"""
 1_ 2: Case 1 of 30: your_vote = lambda x, y, q, k: int(y[(x @ q).topk(k).indices].bincount().argmax())
 1_ 2: Case 1[1-9] of 30: your_vote = lambda x, y, q, k: int(y[torch.cosine_similarity(x, q[None]).argmax()])
 2_ 1: Right: guess = 2.079
+2_ 1: Right: guess = math.log(8)
 2_ 1: is 20.1. so many captions: guess = 3.0
 2_ 2: Case 2 of 3: your_loss = lambda x, y, s: F.cross_entropy(s * x @ y.T, torch.arange(len(x)))
 2_ 2: Case 3 of 3: your_loss = lambda x, y, s: F.cross_entropy(F.cosine_similarity(x[:, None], y, -1), torch.arange(5))
@@ -211,6 +212,7 @@ REPLIES = r"""
 3_4 6: cosines +Broken. this was right: your_sinkhorn = lambda x, t, iterations=3: (x / t).softmax(-1)
 3_4 7: are .2, 128., yours .14: your_targets = lambda encoder, x, mask, token: encoder(x).patches[~mask]
 3_5 1: Right: guess = (0.0, 0.8)
+3_5 1: Two numbers are asked for: guess = 0.8
 3_5 1: A is right. B. 25 of the 25: guess = (0.0, 1.0)
 3_5 2: Case 2 of 3: your_gram = lambda s, a: F.mse_loss(s @ s.mT, a @ a.mT)
 3_5 2: Case 1 of 3: your_gram = lambda s, a: 25 * gram_loss(s, a)
