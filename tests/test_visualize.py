@@ -209,9 +209,7 @@ EYES = {  # Machado et al., 2009, table 1, severity 1.0: linear RGB as such eyes
 
 
 @pytest.mark.parametrize("eye", EYES)
-@pytest.mark.parametrize(
-    "colors", [charts.COLORS, grid.OBJECTS], ids=["charts", "masks"]
-)
+@pytest.mark.parametrize("colors", [charts.COLORS, grid.OBJECTS], ids=["charts", "masks"])
 def test_colours_are_told_apart_by_any_eye(eye, colors):
     encoded = torch.tensor([to_rgb(color) for color in colors], dtype=torch.float64)  # (n, 3)
     linear = torch.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
