@@ -11,6 +11,7 @@ import shlex
 import sys
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
@@ -41,11 +42,14 @@ python -m minissl train METHOD --help lists every option."""
 
 
 class Parser(ArgumentParser):
-    """Says what is wrong in one sentence, and leaves the exit to `main`."""
+    """Says what is wrong in one sentence, and leaves the exit to `main`; an option is written out."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**{"allow_abbrev": False} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         sentence = " ".join(re.sub(r"^Parser key", "Option", str(message)).split())
-        raise InputError(f"{sentence} --help lists the options.")
+        raise InputError(f"{sentence.removesuffix('.')}. --help lists the options.")
 
 
 def train_parser(method: str, preset: str) -> Parser:

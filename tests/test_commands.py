@@ -163,6 +163,12 @@ def test_a_run_from_unlabelled_images(tmp_path, capsys):
     assert metrics["rank_me"] >= 1
 
 
+def test_an_option_is_written_out(capsys):
+    """What begins like one is told to be none, and not taken for it with a library's warning."""
+    said = refused(capsys, ["train", "dino", "--minute", "1"])
+    assert said.rstrip().endswith("--minute 1. --help lists the options.")
+
+
 def test_help_lists_every_option(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["train", "dino", "--help"])
