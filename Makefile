@@ -128,7 +128,7 @@ calibration: $(READY)  ## measure how hard the embedded world is (half an hour)
 scoreboard: $(READY)  ## one table of all methods, 3 seeds, 5 CPU minutes each (3 hours; DATA= PRESET= OPTIONS="--jobs 2 --rows DINO")
 	$(PYTHON) -m tests.benchmarks.scoreboard --data $(DATA) --preset $(PRESET) $(OPTIONS)
 
-bench: $(if $(READY),.venv/ready-test)  ## how fast we train beside lightly and a plain reading (25 minutes, runs/speed.json)
+bench: $(if $(READY),.venv/ready-test)  ## how fast we train beside lightly and a plain reading (17 minutes, runs/speed.json)
 	$(PYTHON) -m tests.benchmarks.speed $(OPTIONS)
 
 bench-views: $(READY)  ## time our views against torchvision's, a minute (FOLDER=, of images; else scenes)

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import statistics
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from minissl import pretrained
 from minissl.method import available
 from minissl.runs import read
-from tests.benchmarks import scoreboard
+from tests.benchmarks import scoreboard, speed
 
 ROOT = Path(__file__).parent.parent
 
@@ -63,8 +64,8 @@ def test_a_cell_is_a_run_that_goes_on_where_it_was_stopped(tmp_path, monkeypatch
     run = scoreboard.asked_of("DINO", 0, "digits", "cpu")
     data, whole = run.images("train"), run.build()
     monkeypatch.setattr(scoreboard, "seconds_a_step", lambda *_: 0.1)
-    speed = scoreboard.learn(run, whole, data, tmp_path / "whole", minutes=0.0101)
-    assert (speed["steps"], speed["images_per_second"]) == (6, run.loop["batch_size"] / 0.1)
+    cost = scoreboard.learn(run, whole, data, tmp_path / "whole", minutes=0.0101)
+    assert (cost["steps"], cost["images_per_second"]) == (6, run.loop["batch_size"] / 0.1)
     assert read(tmp_path / "whole")[0].options["prototypes"] == run.options["prototypes"]
     assert scoreboard.learn(run, run.build(), data, tmp_path / "like", minutes=5, steps=2)["steps"] == 2
     first = run.build()
@@ -112,3 +113,18 @@ def test_the_readme_has_the_photographs_numbers_beside_what_others_published():
     assert {"random", "supervised", "SimCLR", "DINO", "DINOv2"} <= set(board["rows"])
     said = scoreboard.table(board["rows"], scoreboard.IMAGE, scoreboard.PUBLISHED)
     assert said in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_has_dino_beside_lightlys_from_every_seed():
+    found = json.loads((ROOT / "data/recorded/cifar10_dino.json").read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    knn = {name: [100 * one["knn"] for one in found[name].values()] for name in ("minissl", "lightly")}
+    for values in knn.values():
+        seeds = ", ".join(f"{value:.1f}" for value in values)
+        assert f"k-NN {statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({seeds})" in readme
+    assert min(knn["minissl"]) > max(knn["lightly"])
+
+
+def test_the_readme_has_the_numbers_of_the_bench():
+    found = json.loads((ROOT / "data/recorded/speed.json").read_text(encoding="utf-8"))
+    assert speed.table(found["contests"]) in (ROOT / "README.md").read_text(encoding="utf-8")
