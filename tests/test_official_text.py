@@ -22,6 +22,7 @@ from minissl.errors import InputError
 from minissl.text import Tokenizer
 from tests.test_text import SENTENCES
 
+pytestmark = pytest.mark.slow  # open_clip takes seconds to import
 MERGES = Path(find_spec("open_clip").submodule_search_locations[0]) / official_clip.MERGES[0]
 README = Path(__file__).parent.parent / "README.md"
 TEXTS = ["a photo of a dog.", "It\u2019s 3 o'clock &amp; all is well", "", "ein süßer Kater 😀", "many words " * 60]
