@@ -87,12 +87,12 @@ def choose_method(facts: Facts) -> Advice:
         why = "of 300 scenes SimCLR made k-NN 39.3 ± 2.4 in 2.5 minutes, where an untrained network has 17.0"
         return Advice("method", "simclr", f"{facts.train:,} pictures are few: {why}.")
     if facts.minutes >= TEACHER:
-        why = "A teacher takes time, and pays: DINO had k-NN 70.9 ± 10.8 on our scenes after 5 minutes, 89.6 after 30."
+        why = "A teacher takes time, and pays: DINO had k-NN 70.9 ± 13.2 on our scenes after 5 minutes, 89.6 after 30."
         return Advice("method", "dino", why)
     why = (
-        f"In less than {TEACHER} minutes a teacher is a gamble: on our scenes k-NN was 76.3 ± 3.1 by SimCLR and 70.9 ± "
+        f"In less than {TEACHER} minutes a teacher is a gamble: on our scenes k-NN was 76.5 ± 4.6 by SimCLR and 70.9 ± "
     )
-    return Advice("method", "simclr", f"{why}10.8 by DINO after 5 minutes, on photographs 61.2 and 57.3 after 20.")
+    return Advice("method", "simclr", f"{why}13.2 by DINO after 5 minutes, on photographs 61.2 and 57.3 after 20.")
 
 
 def choose_preset(facts: Facts) -> Advice:
@@ -109,7 +109,7 @@ def choose_minutes(facts: Facts) -> Advice:
         whole = 200 * facts.train / facts.rate / 60 if facts.rate else 60
         why = f"200 passes, as in the trainings others report, take {whole:,.0f} minutes; advised are 10 to 720."
         return Advice("--minutes", float(min(max(round(whole), 10), 720)), why)
-    why = "Between 5 minutes, after which SimCLR had k-NN 76.3 ± 3.1 on our scenes, and 20, with 61.2 on photographs."
+    why = "Between 5 minutes, after which SimCLR had k-NN 76.5 ± 4.6 on our scenes, and 20, with 61.2 on photographs."
     return Advice("--minutes", 3.0, few) if facts.train < FEW else Advice("--minutes", 15.0, why)
 
 

@@ -27,7 +27,7 @@ class Tokens(NamedTuple):
 def class_token(encoder: nn.Module, images: Tensor) -> Tensor:
     """The class tokens (B, D) of images as above, and no more than they need where the encoder can leave that out.
 
-    A ViT's can: the patches of its last block are nobody's concern then, a seventh of the work of six blocks.
+    A ViT's can: the patches of its last block are nobody's concern then, an eighth of the work of six blocks.
     """
     return (encoder(images, alone=True) if getattr(encoder, "spares", False) else encoder(images)).cls
 

@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -422,3 +423,12 @@ def test_from_a_folder_to_a_report(tmp_path, capsys):
     assert commands.main([*words, "--resume"]) == 0
     assert json.loads((out / "config.json").read_text()) == before
     assert (out / "report.html").exists()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_quoted_with_a_deviation_is_in_the_readme(case):
+    readme = Path(__file__).parent.parent.joinpath("README.md").read_text(encoding="utf-8")
+    said = " ".join(one.reason for one in advise(replace(PHOTOS, **CASES[case])))
+    quoted = re.findall(r"\d+\.\d ± \d+\.\d", said)
+    assert [number for number in quoted if number not in readme] == []
+    assert quoted or case not in ("photos", "minutes", "hundreds")
