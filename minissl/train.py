@@ -5,9 +5,8 @@
     optimizer.step()
     method.after_step(progress)
 
-The loop owns the optimiser with its learning rate and weight decay, and the promise that nothing is lost. Chance is a
-function of (seed, step) (`order`), so a run that was killed goes on from its last checkpoint as if nothing had
-happened: on a CPU to the same bits. Shapes: B images of a batch.
+The loop owns the optimiser with its rate and weight decay, and the promise that nothing is lost. Chance is a function
+of (seed, step) (`order`), so a run that was killed goes on from its last checkpoint: on a CPU to the same bits.
 """
 
 import copy
@@ -114,6 +113,7 @@ def training_step(
     set_schedules(optimizer, config, progress)
     bf16, found = config.precision == "bf16", []
     optimizer.zero_grad(set_to_none=True)
+    torch.clear_autocast_cache()  # it holds an earlier step's weights if an error came just as autocast was entered
     for part in parts_of(batch, config.accumulate) if config.accumulate > 1 else [batch]:
         with torch.autocast(batch.images.device.type, torch.bfloat16) if bf16 else nullcontext():
             terms = (loss or method.loss)(part, progress)

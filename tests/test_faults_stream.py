@@ -1,9 +1,12 @@
 """What goes wrong with images while a training goes on: they are changed, or gone, or who decodes them is."""
 
-import multiprocessing
+import multiprocessing.resource_sharer
 import os
 import shutil
 import signal
+import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -148,6 +151,21 @@ def test_a_process_that_decodes_and_is_killed_is_said_and_the_run_goes_on_to_the
         assert 5 <= saved(tmp_path) < 12
         assert go(data, tmp_path, "--resume") == 0
     assert_same_bits(whole, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere tensors are handed over by another way")
+@pytest.mark.parametrize("error", [ConnectionResetError, ConnectionRefusedError, EOFError])
+def test_a_process_that_is_killed_while_it_hands_a_batch_over_is_said_too(data, monkeypatch, error):
+    def cut(ticket):
+        (decoder,) = multiprocessing.active_children()
+        killer = threading.Timer(0.3, decoder.kill)  # that it was ended is known an instant after the line is dead
+        killer.start()
+        raise error
+
+    monkeypatch.setattr(multiprocessing.resource_sharer._ResourceSharer, "get_connection", staticmethod(cut))
+    with pytest.raises(InputError, match="A process that reads images was ended from outside"), decoders_alive():
+        next(listed(data, workers=1).batches([torch.tensor([0, 1])]))
+    time.sleep(0.5)  # nothing comes after it
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for others")

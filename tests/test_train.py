@@ -40,6 +40,25 @@ def test_learning_goes_on_after_a_look_in_evaluation_mode():
     assert all(not torch.equal(x, before[name]) for name, x in method.named_buffers() if name in before)
 
 
+def test_what_an_error_amid_autocast_left_behind_does_not_reach_the_next_training():
+    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8)
+    data, config = Images(images, torch.arange(8) % 2, ("0", "1")), TrainConfig(batch_size=4, precision="bf16")
+
+    def weights():
+        torch.manual_seed(0)
+        method = find("transfer")(tiny_vit(), size=16, classes=2)
+        train.learn(method, data, config, steps=3)
+        return torch.cat([p.detach().flatten() for p in method.parameters()])
+
+    expected = weights()
+    torch.autocast_increment_nesting()  # as if Ctrl-C had come inside of `torch.autocast.__enter__`
+    try:
+        assert torch.equal(weights(), expected)
+    finally:
+        torch.autocast_decrement_nesting()
+        torch.clear_autocast_cache()
+
+
 def test_gradients_are_clipped_one_by_one():
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(5)), nn.Parameter(torch.randn(2))]

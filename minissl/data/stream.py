@@ -5,6 +5,7 @@ Shapes: N files, batches of B images of S x S pixels.
 
 import os
 import signal
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from minissl.data.images import Images, decode
 from minissl.errors import InputError
 
 NONE = "None of the files is an image that can be read; when they are back, the same command with --resume goes on."
+ENDED = (
+    "A process that reads images was ended from outside, as a system does that has no memory left (or, in a container, "
+    "no shared memory). What was saved last is whole; the same command with --resume goes on."
+)
 
 
 @dataclass(frozen=True)
@@ -99,6 +104,9 @@ class Files:
                 yield {"images": images, "labels": labels}
         except InputError:
             raise InputError(NONE) from None  # without the traceback of the other process
+        except (ConnectionError, EOFError):  # that process was ended while it handed a batch over
+            time.sleep(5)  # PyTorch raises its own error an instant later: here, rather than outside `decoders_alive`
+            raise InputError(ENDED) from None
 
 
 @contextmanager
@@ -109,10 +117,7 @@ def decoders_alive() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise InputError(
-            "A process that reads images was ended from outside, as a system does that has no memory left (or, in a "
-            "container, no shared memory). What was saved last is whole; the same command with --resume goes on."
-        ) from None
+        raise InputError(ENDED) from None
 
 
 @cache
