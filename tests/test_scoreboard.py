@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import statistics
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,28 @@ def test_a_row_that_is_trained_again_is_told_apart_by_the_deviations_of_the_firs
     assert "CLIP" not in said
     same = scoreboard.repeated(before, before, scoreboard.IMAGE | scoreboard.PATCHES)
     assert same == "DINO: 2 of 2 numbers within one deviation, 2 within two; knn is 0.0 off"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--rows DINO CLIP --seeds 0 7", "lacks DINO from seed 7, CLIP from seed 0, CLIP from seed 7; change"),
+        ("--rows DINO --seeds 0", "was made with other options (scenes, 5.0 minutes, --like None); choose --out"),
+    ],
+)
+def test_a_row_that_cannot_be_like_another_is_refused_before_any_work(tmp_path, monkeypatch, capsys, words, said):
+    like = tmp_path / "like.json"
+    like.write_text(json.dumps({"rows": {"DINO": {"0": {"steps": 2}}}}))
+    about = {"minutes": 5.0, "data": "scenes", "preset": "cpu", "threads": 1, "like": None, "rows": {}}
+    (tmp_path / "scoreboard.json").write_text(json.dumps(about))
+    before = sorted(tmp_path.iterdir())
+    command = ["scoreboard", *words.split(), "--like", str(like), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as refused:
+        scoreboard.main()
+    assert refused.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def stopping(method, at):

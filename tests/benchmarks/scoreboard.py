@@ -23,6 +23,7 @@ import torch
 from minissl import checkpoint, pretrained, runs, scores, train
 from minissl.__main__ import parse_run
 from minissl.data.video import Clips
+from minissl.errors import InputError
 from minissl.machine import Plan, choose_device, choose_precision, memory_used
 from minissl.record import read_log
 from minissl.visualize import board_figure
@@ -178,6 +179,15 @@ def repeated(rows: dict[str, dict[str, dict]], before: dict[str, dict[str, dict]
     return "\n".join(lines)
 
 
+def steps_of(before: dict[str, dict[str, dict]], rows: list[str], seeds: list[int]) -> dict[str, int]:
+    """Steps of each cell in a board before. Raises InputError for one that it lacks."""
+    learning = [(row, seed) for row in rows if row != "random" for seed in seeds]
+    lacking = [f"{row} from seed {seed}" for row, seed in learning if str(seed) not in before.get(row, {})]
+    if lacking:
+        raise InputError(f"--like: that board lacks {', '.join(lacking)}; change --rows or --seeds, or leave it out.")
+    return {f"{row}_{seed}": before[row][str(seed)]["steps"] for row, seed in learning}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=5.0, help="of training for each cell")
@@ -190,14 +200,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a folder; runs/scoreboard, with the name of the data if not scenes")
     parser.add_argument("--like", type=Path, help="a board that is there: as many steps, and how far from its numbers")
     asked = parser.parse_args()
-    before = json.loads(asked.like.read_text(encoding="utf-8"))["rows"] if asked.like else {}
-    like = {f"{row}_{seed}": x["steps"] for row, by in before.items() for seed, x in by.items() if "steps" in x}
+    try:
+        before = checkpoint.read_json(asked.like).get("rows", {}) if asked.like else {}
+        like = steps_of(before, asked.rows, asked.seeds) if asked.like else {}
+    except InputError as problem:
+        parser.error(str(problem))
     about = {key: getattr(asked, key) for key in ("minutes", "data", "preset", "threads")}
+    about["like"] = asked.like and str(asked.like)
     named = "" if asked.data == "scenes" else "_" + Path(asked.data.replace(":", "/")).name
     board = (asked.out or Path(f"runs/scoreboard{named}")) / "scoreboard.json"
     there = json.loads(board.read_text(encoding="utf-8")) if board.exists() else about
-    if any(there[key] != value for key, value in about.items()):
-        parser.error(f"{board} was made with other options ({there['data']}, {there['minutes']} minutes); choose --out")
+    if any(there.get(key) != value for key, value in about.items()):
+        of = f"{there['data']}, {there['minutes']} minutes, --like {there.get('like')}"
+        parser.error(f"{board} was made with other options ({of}); choose --out")
     board.parent.mkdir(parents=True, exist_ok=True)
     checkpoint.write_json(board, about | {"rows": gather(board.parent)})
     cells = [
