@@ -73,11 +73,17 @@ def train_parser(method: str, preset: str) -> Parser:
     return parser
 
 
+def underscored(word: str) -> str:
+    """--batch-size=64 as --batch_size=64; what is no option, and what stands behind the =, as it is."""
+    name, equals, value = word.partition("=")
+    return (re.sub(r"(?<=\w)-(?=\w)", "_", name) if word.startswith("--") else name) + equals + value
+
+
 def parse_run(words: list[str]) -> tuple[runs.Run, dict]:
     """What `train METHOD ...` asks for: the run, and all options by name."""
     if not words or words[0].startswith("-"):
         raise InputError(f"Say which method to train: {', '.join(available())}.")
-    method, words = words[0], [re.sub(r"(?<=\w)-(?=\w)", "_", w) if w.startswith("--") else w for w in words[1:]]
+    method, words = words[0], [underscored(word) for word in words[1:]]
     given = re.search(r"(?:^| )--preset[= ](\S+)", " ".join(words))
     device = re.search(r"(?:^| )--device[= ](\S+)", " ".join(words))
     device = choose_device(device and device[1])
@@ -127,7 +133,10 @@ def _facts(asked) -> survey.Facts:
     """What advice rests on: as it was measured when the run began, or measured now."""
     before = checkpoint.read_json(asked.out / "facts.json")
     if asked.train and asked.resume and before:
-        facts = survey.Facts(**before)
+        try:
+            facts = survey.Facts(**before)
+        except TypeError:  # of another version, or of someone else
+            raise checkpoint.damaged(asked.out / "facts.json") from None
         if facts.data != asked.data:
             raise InputError(f"{asked.out} holds a run on {facts.data}, not {asked.data}; choose another --out.")
         return facts

@@ -76,9 +76,9 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno in FULL:
             raise InputError(
                 f"The disk is full: {path} was not written, and what was saved before is whole. "
-                "Make room, and the same command with --resume goes on."
+                "Make room, and give the same command again; a training goes on with --resume."
             ) from None
-        raise InputError(f"{path} cannot be written ({error.strerror}); choose another --out.") from None
+        raise InputError(f"{path} cannot be written ({error.strerror}); choose another place for it.") from None
 
 
 def write(path: Path, content: bytes, keep: bool = False) -> None:

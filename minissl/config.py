@@ -80,12 +80,13 @@ def read(out: Path) -> tuple[Run, Plan]:
     content = checkpoint.read_json(path)
     try:
         run, plan = Run(**content["run"]), Plan(**content["plan"])
-    except (KeyError, TypeError):
+        kept = dict(run.encoder), dict(run.options)
+    except (KeyError, TypeError, ValueError):
         raise checkpoint.damaged(path) from None
     # A run from before there was some option was made as its default makes it, and may be gone on with.
     makers = (signature(make_encoder).parameters, options(find(run.method)))
     encoder, own = ({k: p.default for k, p in found.items() if p.default is not p.empty} for found in makers)
-    return replace(run, encoder=encoder | run.encoder, options=own | run.options), plan
+    return replace(run, encoder=encoder | kept[0], options=own | kept[1]), plan
 
 
 def check_folder(run: Run, out: Path, resume: bool) -> None:

@@ -22,7 +22,10 @@ def choose_device(name: str | None = None) -> torch.device:
         raise InputError(f"There is no device {name!r}; choose cuda, mps or cpu.")
     if not there[kind]:
         raise InputError(f"This machine's PyTorch sees no {kind} device; leave --device out, or use --device cpu.")
-    return torch.device(name or kind)
+    try:
+        return torch.device(name or kind)
+    except RuntimeError:
+        raise InputError(f"There is no device {name!r}; choose cuda, cuda:1, mps or cpu.") from None
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -126,15 +125,18 @@ def read(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        with path.open("rb") as file:
+            if file.read(1) not in (b"P", b"\x80"):  # a zip archive's or a pickle's; a page of the web, for instance
+                raise ValueError
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as problem:
+    except (OSError, MemoryError) as problem:
+        raise InputError(f"{path} cannot be read ({problem}).") from None
+    except Exception as problem:  # a damaged file can be anything
         if type(problem).__name__ == "UnpicklingError" or "TorchScript" in str(problem):
             raise InputError(
                 f"{path} holds more than numbers, and to open it would run what it says; it was left closed. "
                 "Get the encoder alone, or a safetensors file."
             ) from None
-        if not isinstance(problem, (RuntimeError, SafetensorError, EOFError, ValueError)):
-            raise
         raise InputError(f"{path} is no whole safetensors or torch file; get it again.") from None
     while isinstance(found, dict) and (key := next((k for k in WRAPPERS if isinstance(found.get(k), dict)), None)):
         found = found[key]

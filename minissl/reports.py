@@ -1,6 +1,7 @@
 """Several runs side by side, one run where labels are few, one that does not learn: what is said of finished runs."""
 
 from dataclasses import asdict, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from minissl import checkpoint, doctor, pretrained, runs
 from minissl.data import Images
+from minissl.data.stream import Files
 from minissl.errors import InputError
 from minissl.evaluate import extract, few_labels, rank_me
 from minissl.machine import choose_device
@@ -26,19 +28,24 @@ def compare(folders: list[Path], out: Path) -> dict[str, dict[str, float]]:
         out: a picture, PNG; a JSON file of the same name goes beside it.
 
     Raises:
-        InputError: for a folder that has not been measured, or runs measured on different data.
+        InputError: for a folder that has not been measured, runs measured on different data or without labels, and a
+            picture that cannot be written.
     """
-    found = {}
+    check_picture(out)
+    found, short = {}, len({folder.name for folder in folders}) == len(folders)
     for folder in folders:
         path = folder / "metrics.json"
         if not path.is_file():
             raise InputError(f"{folder} has no metrics.json; measure it with: python -m minissl evaluate {folder}")
-        found[folder.name] = checkpoint.read_json(path)
+        found[folder.name if short else str(folder)] = checkpoint.read_json(path)
     if len({metrics["data"] for metrics in found.values()}) > 1:
         said = ", ".join(f"{name} on {metrics['data']}" for name, metrics in found.items())
         raise InputError(f"These were measured on different data ({said}); evaluate them with one --data.")
     first = next(iter(found.values()))
     asked = [name for name in first if name.startswith("linear_")] or ["linear"]
+    for run, metrics in found.items():
+        if not metrics.keys() >= {*asked, *(f"random_{name}" for name in asked)}:
+            raise InputError(f"{run} was measured on images without labels; evaluate it with another --data.")
     rows = {"untrained": {name.removeprefix("linear_"): first[f"random_{name}"] for name in asked}}
     rows |= {run: {name.removeprefix("linear_"): m[name] for name in asked} for run, m in found.items()}
     _keep(out, rows, bars_figure(rows, f"a linear classifier on frozen features ({first['data']})"))
@@ -57,11 +64,15 @@ def few(folders: list[Path], data: str, out: Path, seeds: int = 3) -> dict[str, 
         out: a picture, PNG; a JSON file of the same name goes beside it.
         seeds: draws of the labels for each run.
     """
+    check_picture(out)
     tables, device = [], choose_device()
     for i, folder in enumerate(folders):
         run, _ = runs.read(folder)
-        train, test = (replace(run, data=data).images(split).to(device) for split in ("train", "test"))
-        test = test.some(1000)
+        train, test = (replace(run, data=data).images(split) for split in ("train", "test"))
+        if train.labels is None or test.labels is None:
+            raise InputError(f"{data} has no labels; choose another --data.")
+        train = train.some(20_000) if isinstance(train, Files) else train  # too many for the memory
+        train, test = train.to(device), test.some(1000).to(device)
         tables += [few_labels(
             pretrained.load(folder).to(device), runs.untrained(run).to(device), (train.images, train.labels),
             (test.images, test.labels), run.size, COUNTS, seeds, first=i * seeds,
@@ -116,8 +127,16 @@ def _measures(run: runs.Run, method: nn.Module, images: Images) -> dict[str, Any
             "prototypes": run.options.get("prototypes", 0), "images": len(images)}  # fmt: skip
 
 
+def check_picture(out: Path) -> None:
+    """Raises InputError if a picture cannot be made there."""
+    if out.suffix not in (".png", ".svg", ".pdf"):
+        raise InputError(f"{out} is no name of a picture; end it in .png, .svg or .pdf.")
+    checkpoint.make_folder(out.parent)
+
+
 def _keep(out: Path, rows: dict, figure) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
+    picture = BytesIO()
+    figure.savefig(picture, dpi=130, format=out.suffix[1:])
     checkpoint.write_json(out.with_suffix(".json"), rows)
-    figure.savefig(out, dpi=130)
+    checkpoint.write(out, picture.getvalue())
     print(f"Written: {out} and {out.with_suffix('.json')}")

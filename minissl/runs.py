@@ -38,6 +38,7 @@ def start(run: Run, out: Path, device_name: str | None = None, resume: bool = Fa
         pretrained.begin_from(Path(run.start), method)
     method.to(device)
     config = train.TrainConfig(**run.loop)
+    check_loop(config)
     config = replace(config, precision=choose_precision(config.precision, device))
     parallel.say(f"Training {run.method} on the {device} in {config.precision}, {threads()}.")
     data, test = run.images("train"), run.images("test")
@@ -101,6 +102,14 @@ def prepare(method: nn.Module, data: Images) -> None:
     """Let a method that wants to look at its training data before the first step do so."""
     if hasattr(method, "prepare"):
         method.prepare(data)
+
+
+def check_loop(config: train.TrainConfig) -> None:
+    """Raises InputError for a number that is negative, or 0 where something is divided by it."""
+    for name, value in asdict(config).items():
+        above = name in ("batch_size", "accumulate", "cool")
+        if isinstance(value, (int, float)) and not (value > 0 if above else value >= 0):
+            raise InputError(f"--{name} is {value}; give a number {'above 0' if above else 'that is not negative'}.")
 
 
 def check_data(run: Run, data: Images) -> None:

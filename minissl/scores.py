@@ -159,7 +159,7 @@ def score_text(method: nn.Module, images: Images, size: int) -> dict[str, float]
         metrics[f"zero_shot_sum_{name}"] = accuracy(summed, truth)
     if images.captions is not None and len(images) >= 100:
         number = {texts: i for i, texts in enumerate(dict.fromkeys(images.captions))}
-        true = images.labels.new_tensor([number[texts] for texts in images.captions])
+        true = torch.tensor([number[texts] for texts in images.captions], device=vectors.device)
         sentences = class_vectors(method.embed_text, [texts[:1] for texts in images.captions])
         metrics["image_to_text"] = retrieval(vectors, sentences, true)
         metrics["text_to_image"] = retrieval(sentences, vectors, true)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minissl.__main__ import main
+from minissl.__main__ import main, parse_run
 from minissl.checkpoint import load_tensors
 from minissl.method import find
 
@@ -58,10 +58,17 @@ def test_a_batch_that_has_to_stay_whole_is_said_before_any_work(capsys, tmp_path
         (["train", "byool"], "no method 'byool'; choose one of"),
         (["train", "dino", "--data", "imagenot"], "no data set 'imagenot'; choose"),
         (["train", "dino", "--device", "tpu"], "no device 'tpu'; choose"),
+        (["train", "dino", "--device", "cpu:x"], "no device 'cpu:x'; choose"),
         (["train", "dino", "--preset", "huge"], "no preset 'huge'; choose"),
         (["train", "dino", "--prototipes", "3"], "--prototipes"),
         (["train", "dino", "--batch_size", "many"], "batch_size"),
         (["train", "dino", "--data", "folder:/nowhere/at/all"], "no folder"),
+        (["train", "dino", "--data=folder:/no-where/at-all"], "/no-where/at-all"),
+        (["train", "dino", "--batch_size", "0"], "--batch_size is 0; give a number above 0."),
+        (["train", "dino", "--accumulate", "0"], "--accumulate is 0; give a number above 0."),
+        (["train", "dino", "--cool", "0"], "--cool is 0.0; give a number above 0."),
+        (["train", "dino", "--seed=-1"], "--seed is -1; give a number that is not negative."),
+        (["train", "dino", "--lr=-1e-3"], "--lr is -0.001; give a number that is not negative."),
         (["train", "dino", "--encoder.patch_size", "7"], "do not divide into patches of 7"),
         (["train", "dino", "--encoder.name", "enormous"], "enormous"),
         (["evaluate", "/nowhere"], "holds no run"),
@@ -167,6 +174,12 @@ def test_an_option_is_written_out(capsys):
     """What begins like one is told to be none, and not taken for it with a library's warning."""
     said = refused(capsys, ["train", "dino", "--minute", "1"])
     assert said.rstrip().endswith("--minute 1. --help lists the options.")
+
+
+def test_an_option_may_have_hyphens_and_its_value_keeps_them():
+    run, asked = parse_run(["dino", "--out=runs/my-run", "--batch-size=32", "--lr=5e-4", "--encoder.patch-size", "4"])
+    assert str(asked["out"]) == "runs/my-run"
+    assert (run.loop["batch_size"], run.loop["lr"], run.encoder["patch_size"]) == (32, 5e-4, 4)
 
 
 def test_help_lists_every_option(capsys):

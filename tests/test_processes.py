@@ -98,14 +98,16 @@ def train_words(out, *more):
 def test_when_one_process_is_killed_all_end_and_another_number_goes_on(tmp_path, shard):
     out = tmp_path / "run"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch += ["--monitor-interval", "5"]  # torchrun ends the others at its next look: ours is to see it before
     running = subprocess.Popen(
         [*launch, *train_words(out, "--shard", shard)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     limit = time.monotonic() + 120
     while not (out / "checkpoint.safetensors").exists() and time.monotonic() < limit:
         time.sleep(0.2)
-    for worker in [p for p in psutil.Process(running.pid).children() if "minissl" in p.cmdline()][1:]:
-        worker.kill()
+    workers = [p for p in psutil.Process(running.pid).children() if "minissl" in p.cmdline()]
+    assert len(workers) == 2
+    workers[1].kill()
     said = running.communicate(timeout=60)[1]
     assert (out / "checkpoint.safetensors").exists(), said
     assert running.returncode != 0

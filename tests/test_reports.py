@@ -1,15 +1,21 @@
 """The commands after a training: measure elsewhere, compare, few labels, export; CLIP from a command to its words."""
 
 import json
+import shutil
+from contextlib import nullcontext
 
 import pytest
 import torch
 
 from minissl import pretrained
 from minissl.__main__ import main
-from minissl.data import load, sources
+from minissl.data import Images, load, sources
 from minissl.data.scenes import Scenes
-from minissl.scores import agreement, shared_vectors
+from minissl.method import find
+from minissl.scores import agreement, score_text, shared_vectors
+from tests.folders import class_folders, picture
+from tests.golden import tiny_vit
+from tests.test_stream import small_memory
 
 SMALL = (
     "--device cpu --image_size 16 --size 16 --encoder.patch_size 8 --batch_size 8 --minutes 0 --epochs 1 --embedding 8 "
@@ -60,6 +66,51 @@ def test_runs_on_different_data_are_not_compared(runs, capsys):
     assert main(["evaluate", str(runs / "known"), "--data", "scenes"]) == 0
     assert main(["compare", str(runs)]) == 2
     assert "python -m minissl evaluate" in capsys.readouterr().err
+
+
+def test_runs_of_one_name_are_told_apart(runs, capsys):
+    again = shutil.copytree(runs / "known", runs / "again" / "known")
+    assert main(["compare", str(runs / "known"), str(again), "--out", str(runs / "two.svg")]) == 0
+    rows = json.loads((runs / "two.json").read_text(encoding="utf-8"))
+    assert list(rows) == ["untrained", str(runs / "known"), str(again)]
+    assert b"<svg" in (runs / "two.svg").read_bytes()
+
+
+def test_what_cannot_be_compared_is_said(runs, tmp_path, capsys):
+    (tmp_path / "metrics.json").write_text(json.dumps({"data": "folder:x", "rank_me": 2.0, "random_rank_me": 1.0}))
+    assert main(["compare", str(tmp_path)]) == 2
+    assert "was measured on images without labels" in capsys.readouterr().err
+    assert main(["compare", str(runs / "known"), "--out", str(tmp_path / "picture.foo")]) == 2
+    assert "end it in .png, .svg or .pdf" in capsys.readouterr().err
+    (tmp_path / "file").write_text("here first")
+    assert main(["compare", str(runs / "known"), "--out", str(tmp_path / "file" / "picture.png")]) == 2
+    assert "cannot be made (File exists)" in capsys.readouterr().err
+
+
+def test_few_labels_need_labels_and_may_be_more_than_the_memory_holds(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("minissl.reports.COUNTS", (1,))
+    for i in range(20):
+        picture(tmp_path / "flat" / f"{i}.png", seed=i)
+    assert main(["few", str(runs / "known"), "--data", f"folder:{tmp_path / 'flat'}"]) == 2
+    assert "has no labels; choose another --data." in capsys.readouterr().err
+    data = class_folders(tmp_path / "data", train=6, test=2)
+    tables = []
+    for memory in (nullcontext(), small_memory()):
+        with memory:
+            assert main(["few", str(runs / "known"), "--data", f"folder:{data}", "--seeds", "1"]) == 0
+        tables.append((runs / "known" / "few_labels.json").read_text(encoding="utf-8"))
+    assert tables[0] == tables[1]
+
+
+def test_captions_alone_are_measured():
+    """Flickr8k and COCO have sentences and no labels."""
+    torch.manual_seed(0)
+    scenes = load("scenes", "test", 16).some(100)
+    method = find("clip")(tiny_vit(), size=16, embedding=8, text_width=16, text_depth=1, text_heads=2, vocabulary=700)
+    method.prepare(scenes)
+    found = score_text(method, Images(scenes.images, captions=scenes.captions), 16)
+    assert sorted(found) == ["image_to_text", "text_to_image"]
+    assert found == {name: value for name, value in score_text(method, scenes, 16).items() if name in found}
 
 
 @pytest.mark.slow

@@ -352,7 +352,7 @@ def kill_at(data, out, step):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
 def test_a_killed_run_ends_with_the_same_bits(whole, tmp_path):
-    for step in (random.randint(1, 15), random.randint(16, 30)):
+    for step in (random.randint(1, 12), random.randint(13, 22)):  # far enough from 40 for a busy machine
         assert kill_at(whole.parent / "data", tmp_path, step) == -signal.SIGKILL, f"was not killed at step {step}"
         assert step <= saved(tmp_path) < 40
     assert train_dino(whole.parent / "data", tmp_path, "--resume") == 0
