@@ -420,6 +420,11 @@ def test_from_a_folder_to_a_report(tmp_path, capsys):
     assert commands.main([*words[:1], f"folder:{tmp_path}", *words[2:], "--resume"]) == 2
     assert "holds a run on folder:" in capsys.readouterr().err
     (out / "report.html").unlink()
+    facts = (out / "facts.json").read_text()
+    (out / "facts.json").write_text('{"odd": 1}')
+    assert commands.main([*words, "--resume"]) == 2
+    assert "facts.json is damaged" in capsys.readouterr().err
+    (out / "facts.json").write_text(facts)
     assert commands.main([*words, "--resume"]) == 0
     assert json.loads((out / "config.json").read_text()) == before
     assert (out / "report.html").exists()

@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import json
 import math
 import re
 import shutil
@@ -215,6 +216,15 @@ def test_a_loss_that_is_no_number_is_said_and_the_last_checkpoint_is_left(tmp_pa
     assert {name: held[name] for name in contents(tmp_path) if "log" not in name} == {
         name: content for name, content in contents(tmp_path).items() if "log" not in name
     }
+
+
+@pytest.mark.parametrize("part", ["encoder", "options"])
+def test_a_config_whose_options_are_no_table_is_said(whole, tmp_path, part, capsys):
+    out = Path(shutil.copytree(whole, tmp_path / "run"))
+    config = json.loads((out / "config.json").read_text())
+    config["run"][part] = 7
+    (out / "config.json").write_text(json.dumps(config))
+    assert "config.json is damaged, or is not minissl's" in sentence(capsys, main(["show", str(out)]))
 
 
 def test_a_log_that_a_power_cut_left_with_holes_is_read_around_them(tmp_path):
