@@ -63,14 +63,14 @@ chapter2: $(READY)  ## CLIP: images and sentences, and what labels forget (35 mi
 	$(PYTHON) -m minissl compare runs/chapter2/objects runs/chapter2/clip --out runs/chapter2/compare.png
 
 chapter3: $(READY)  ## train a small DINO from nothing to pictures (DATA=scenes OUT=runs/chapter3 OPTIONS=)
-	$(PYTHON) -m minissl train dino --data $(DATA) --out $(OUT) --resume $(OPTIONS)
+	$(PYTHON) -m minissl train dino --data "$(DATA)" --out $(OUT) --resume $(OPTIONS)
 
 pretext: $(READY)  ## colorization and masked patches (20 minutes, runs/pretext)
 	$(PYTHON) -m minissl train pretext --task colorization --size 64 --minutes 8 --out runs/pretext/colorization --resume
 	$(PYTHON) -m minissl train pretext --task mae --size 64 --normalize_patches false --decoder_depth 2 --minutes 8 --out runs/pretext/mae --resume
 
 simclr: $(READY)  ## contrast of two views (10 minutes, runs/simclr)
-	$(PYTHON) -m minissl train simclr --data $(DATA) --out runs/simclr --resume $(OPTIONS)
+	$(PYTHON) -m minissl train simclr --data "$(DATA)" --out runs/simclr --resume $(OPTIONS)
 
 dino: $(READY)  ## the longer DINO that chapter 3.3 loads, its emergence and the collapse lab (an hour, runs/dino)
 	$(PYTHON) -m minissl train dino --batch_size 128 --minutes 0 --out runs/dino --resume
@@ -126,7 +126,7 @@ calibration: $(READY)  ## measure how hard the embedded world is (half an hour)
 	$(PYTHON) -m tests.benchmarks.calibration
 
 scoreboard: $(READY)  ## one table of all methods, 3 seeds, 5 CPU minutes each (3 hours; DATA= PRESET= OPTIONS="--jobs 2 --rows DINO")
-	$(PYTHON) -m tests.benchmarks.scoreboard --data $(DATA) --preset $(PRESET) $(OPTIONS)
+	$(PYTHON) -m tests.benchmarks.scoreboard --data "$(DATA)" --preset $(PRESET) $(OPTIONS)
 
 bench: $(if $(READY),.venv/ready-test)  ## how fast we train beside lightly and a plain reading (17 minutes, runs/speed.json)
 	$(PYTHON) -m tests.benchmarks.speed $(OPTIONS)

@@ -131,6 +131,8 @@ def advise(words: list[str]) -> None:
 
 def _facts(asked) -> survey.Facts:
     """What advice rests on: as it was measured when the run began, or measured now."""
+    if asked.minutes < 0:
+        raise InputError(f"--minutes is {asked.minutes:g}; give how long to train, or leave it out.")
     before = checkpoint.read_json(asked.out / "facts.json")
     if asked.train and asked.resume and before:
         try:
@@ -140,6 +142,8 @@ def _facts(asked) -> survey.Facts:
         if facts.data != asked.data:
             raise InputError(f"{asked.out} holds a run on {facts.data}, not {asked.data}; choose another --out.")
         return facts
+    if asked.train and asked.resume and (asked.out / "config.json").exists():
+        raise InputError(f"{asked.out} holds a run that was not advised; go on with train, or choose another --out.")
     if asked.train and (asked.out / "config.json").exists():
         raise InputError(f"{asked.out} already holds a run; go on with --resume, or choose another --out.")
     facts = survey.look(asked.data, choose_device(asked.device), asked.minutes, asked.method)

@@ -45,6 +45,12 @@ def make_folder(folder: Path) -> None:
         raise InputError(f"The folder {folder} cannot be made ({error.strerror}); choose another --out.") from None
 
 
+def keep_off(folder: Path) -> None:
+    """Raises InputError for the folder of a run, whose own files would be written over."""
+    if "run" in read_json(folder / "config.json"):
+        raise InputError(f"{folder} holds a run, and its files would be written over; choose another place.")
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Inside, a folder is this run's; the system lets go of it when the process ends, however it ends.

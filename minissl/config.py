@@ -15,6 +15,7 @@ from minissl.encoders import make_encoder
 from minissl.errors import InputError
 from minissl.machine import Plan
 from minissl.method import find, options
+from minissl.train import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,14 @@ def read(out: Path) -> tuple[Run, Plan]:
     content = checkpoint.read_json(path)
     try:
         run, plan = Run(**content["run"]), Plan(**content["plan"])
-        kept = dict(run.encoder), dict(run.options)
+        kept = dict(run.encoder), dict(run.options), dict(run.loop)
     except (KeyError, TypeError, ValueError):
         raise checkpoint.damaged(path) from None
     # A run from before there was some option was made as its default makes it, and may be gone on with.
     makers = (signature(make_encoder).parameters, options(find(run.method)))
     encoder, own = ({k: p.default for k, p in found.items() if p.default is not p.empty} for found in makers)
-    return replace(run, encoder=encoder | kept[0], options=own | kept[1]), plan
+    loop = asdict(TrainConfig())
+    return replace(run, encoder=encoder | kept[0], options=own | kept[1], loop=loop | kept[2]), plan
 
 
 def check_folder(run: Run, out: Path, resume: bool) -> None:

@@ -68,8 +68,7 @@ def track(
     network = (Pixels(patch_size) if encoder == "pixels" else pretrained.load(encoder)).to(choose_device(device))
     patch, wanted = patch_of(network), size or (128 if folder == DRAWN else 480)
     rows, options = {}, {"context": context, "radius": radius, "topk": topk, "temperature": temperature}
-    if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; choose another --out.")
+    _check_out(out)
     clips = _clips(folder, split, -(-wanted // patch) * patch, count, frames)
     print(f"{'clip':24}{'J':>7}{'F':>7}{'J&F':>7}{'frames/s':>10}", flush=True)
     for name, clip in _measurable(clips):
@@ -92,6 +91,14 @@ def track(
 def fitting(shape: tuple[int, int], size: int, patch: int) -> tuple[int, int]:
     """Height and width of a frame that is brought to `size` pixels on the short side; both rounded up to patches."""
     return tuple(-(-side * size // (min(shape) * patch)) * patch for side in shape)
+
+
+def _check_out(out: Path | None) -> None:
+    """Raises InputError for a file, and for the folder of a run."""
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; choose another --out.")
+    if out is not None:
+        checkpoint.keep_off(out)
 
 
 def _check(**options: tuple[int | None, int]) -> None:

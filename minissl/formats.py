@@ -61,13 +61,17 @@ def export(encoder: nn.Module, path: Path, form: str) -> None:
         raise InputError("Only a ViT with linear patches (--encoder.stem patch) has a place in others' formats.")
     if hasattr(encoder.blocks[0].mlp, "w12") or not isinstance(encoder.norm_pre, nn.Identity):
         raise InputError("CLIP's towers and ViTs with a gate are not exported.")
+    if encoder.stretch is None and encoder.pos_embed is None:
+        raise InputError("A ViT without positions is not exported: others' all have some.")
     if form == "timm":
+        checkpoint.make_folder(path.parent)
         checkpoint.write(path, save(to_timm(encoder), metadata={"format": "pt"}))
         return
     if form != "huggingface":
         raise InputError(f"There is no format {form!r}; choose timm or huggingface.")
     tensors, config = to_huggingface(encoder)
-    path.mkdir(parents=True, exist_ok=True)
+    checkpoint.keep_off(path)
+    checkpoint.make_folder(path)
     checkpoint.write(path / "model.safetensors", save(tensors, metadata={"format": "pt"}))
     checkpoint.write_json(path / "config.json", config)
 

@@ -23,9 +23,12 @@ def choose_device(name: str | None = None) -> torch.device:
     if not there[kind]:
         raise InputError(f"This machine's PyTorch sees no {kind} device; leave --device out, or use --device cpu.")
     try:
-        return torch.device(name or kind)
+        device = torch.device(name or kind)
     except RuntimeError:
         raise InputError(f"There is no device {name!r}; choose cuda, cuda:1, mps or cpu.") from None
+    if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"There is no device {name!r}; there are {torch.cuda.device_count()}, from cuda:0 on.")
+    return device
 
 
 def choose_precision(name: str, device: torch.device) -> str:

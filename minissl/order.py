@@ -17,7 +17,12 @@ from minissl.method import Batch
 
 
 def orders(n: int, size: int, seed: int, step: int) -> Iterator[Tensor]:
-    """Rows (size,) of endless batches from `step` on: every epoch a new order that depends on (seed, epoch) only."""
+    """Rows (size,) of endless batches from `step` on: every epoch a new order that depends on (seed, epoch) only.
+
+    Raises InputError if there are fewer than a batch.
+    """
+    if size > n:
+        raise InputError(f"A batch of {size} is more than the {n} images there are; make it smaller.")
     per_epoch = n // size
     for epoch in range(step // per_epoch, 1 << 62):
         order = torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(n))

@@ -37,7 +37,8 @@ MEANS = {
 def write(out: Path, facts: Facts) -> Path:
     """Write OUT/report.html about a finished run on a folder. Returns its path."""
     path = out / "report.html"
-    checkpoint.write(path, page(open_album(out, facts), str(out)).encode())
+    html = page(open_album(out, facts), str(out))
+    checkpoint.write(path, html.encode("utf-8", "replace"))  # names of files may hold what is no text
     return path
 
 
@@ -64,7 +65,8 @@ def page(album: Album, out: str) -> str:
 
 def spaced(n: int, of: int) -> list[int]:
     """n rows of so many, evenly spaced and not at the ends: drawn, not chosen."""
-    return [(2 * i + 1) * of // (2 * n) for i in range(min(n, of))]
+    n = min(n, of)
+    return [(2 * i + 1) * of // (2 * n) for i in range(n)]
 
 
 def the_pictures(album: Album) -> str:

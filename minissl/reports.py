@@ -64,10 +64,9 @@ def few(folders: list[Path], data: str, out: Path, seeds: int = 3) -> dict[str, 
         out: a picture, PNG; a JSON file of the same name goes beside it.
         seeds: draws of the labels for each run.
     """
+    tables, device, asked = [], choose_device(), [runs.read(folder)[0] for folder in folders]
     check_picture(out)
-    tables, device = [], choose_device()
-    for i, folder in enumerate(folders):
-        run, _ = runs.read(folder)
+    for i, (folder, run) in enumerate(zip(folders, asked)):
         train, test = (replace(run, data=data).images(split) for split in ("train", "test"))
         if train.labels is None or test.labels is None:
             raise InputError(f"{data} has no labels; choose another --data.")

@@ -28,6 +28,8 @@ from minissl.order import check_parts
 from minissl.record import read_log
 from minissl.scores import score, score_text, watch
 
+OWN = ("encoder", "checkpoint", "checkpoint.previous", "config", "metrics", "facts")  # files of a run, without suffix
+
 
 def start(run: Run, out: Path, device_name: str | None = None, resume: bool = False) -> dict[str, float]:
     """Train a run, or go on with it, then measure it and draw its pictures. Returns the metrics."""
@@ -163,6 +165,10 @@ def export(out: Path, path: Path, form: str = "minissl") -> None:
 
     Or its encoder alone, in the form of `timm` (a file) or `huggingface` (a folder).
     """
+    if form != "huggingface" and path.suffix != ".safetensors":
+        raise InputError(f"{path} is to be a safetensors file; end its name in .safetensors.")
+    if path.stem in OWN:
+        checkpoint.keep_off(path.parent)
     if form != "minissl":
         formats.export(pretrained.load(out), path, form)
         print(f"Written for {form}: {path}")

@@ -193,6 +193,7 @@ class _Shared(nn.Module):
     def __init__(self, method: nn.Module):
         super().__init__()
         self.method = method
+        self.training = method.training  # `extract` puts that back
 
     def forward(self, images: Tensor) -> Tokens:
         vectors = self.method.embed_images(images)  # (B, E)

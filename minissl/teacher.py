@@ -54,6 +54,13 @@ class Teacher(nn.Module):
         torch._foreach_lerp_(list(self.network.parameters()), list(student.parameters()), 1 - momentum)
 
 
+@torch.no_grad()
+def copy_buffers(to: nn.Module, of: nn.Module) -> None:
+    """Running statistics, of a network that learns to one that only follows its parameters."""
+    for ours, theirs in zip(to.buffers(), of.buffers()):
+        ours.copy_(theirs)
+
+
 def cosine(start: float, end: float, progress: float) -> float:
     """From `start` to `end` along half a cosine: slow, fast, slow."""
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))

@@ -48,7 +48,7 @@ class TrainConfig:
         cool: share of the run in which rate and decay move as said; then they are put back to lr and weight_decay.
         clip: largest norm of a single parameter's gradient, as DINO clips; 0 does not clip.
         precision: of the forward pass; auto takes bf16 where the hardware has it.
-        shard: keep of every parameter only a share in each process, for encoders that do not fit; see torchrun.
+        shard: keep of every parameter, gradient and moment only a share in each process while training; see torchrun.
         compile: compile the encoders with torch.compile; the first steps then take a minute.
         accumulate: parts a batch is computed in, one after the other, to save memory, where the loss allows it.
         recompute: compute the blocks of a ViT once more for the gradient, to save memory; costs a forward pass more.

@@ -147,20 +147,22 @@ class Block(nn.Module):
         return x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
 
 
-def layer_rates(network: nn.Module, decay: float, prefix: str = "") -> dict[str, float]:
+def layer_rates(network: nn.Module, decay: float, prefix: str = "", above: int = 0) -> dict[str, float]:
     """Factors on the learning rate: 1 for the last block and what follows it, times `decay` for each block before.
 
-    Clark et al., ELECTRA, 2020 (arXiv:2003.10555), as BEiT and DINOv2 use it: early layers are general and are moved
-    least. A network without `blocks` has one factor, `decay`, for all of it.
+    Clark et al., ELECTRA, 2020 (arXiv:2003.10555), as timm groups it: early layers are general and are moved least.
+    BEiT and DINOv2 count the heads as one more layer, `above`. A network without `blocks` has one factor, `decay`.
 
     Args:
         network: an encoder.
         decay: 1 moves all alike, 0 none but the last.
         prefix: put before each parameter's name.
+        above: layers that follow the last block; then it has decay**above.
     """
     depth, out = len(getattr(network, "blocks", ())), {}
     for name, _ in network.named_parameters():
         block = name.split(".")[1] if name.startswith("blocks.") else None
-        below = depth - 1 - int(block) if block else 0 if name.startswith("norm.") and depth else max(depth, 1)
+        below = above + (depth - 1 - int(block) if block else max(depth, 1))
+        below = 0 if name.startswith("norm.") and depth else below
         out[prefix + name] = decay**below
     return out

@@ -403,6 +403,28 @@ def test_without_training_nothing_is_written(tmp_path, capsys, monkeypatch):
     assert "one process" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("n", "of", "rows"), [(8, 4, [0, 1, 2, 3]), (2, 8, [2, 6]), (3, 0, [])])
+def test_pictures_are_drawn_evenly_and_none_of_them_twice(n, of, rows):
+    assert page.spaced(n, of) == rows
+
+
+def test_a_report_holds_names_that_are_no_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "open_album", lambda *_: None)
+    monkeypatch.setattr(page, "page", lambda *_: "picture \udce4.png")
+    assert page.write(tmp_path, None).read_bytes() == b"picture ?.png"
+
+
+def test_advice_is_not_asked_for_less_than_no_time_or_for_another_run(tmp_path, capsys):
+    words = ["advise", f"folder:{flat_folder(tmp_path / 'flat', 12)}", "--out", str(tmp_path / "run")]
+    assert commands.main([*words, "--minutes=-5"]) == 2
+    assert "--minutes is -5; give how long to train" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    assert commands.main([*words, "--resume"]) == 2
+    assert "holds a run that was not advised; go on with train" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_from_a_folder_to_a_report(tmp_path, capsys):
     flat, out = flat_folder(tmp_path / "flat", 40), tmp_path / "run"

@@ -160,10 +160,12 @@ def test_layers_learn_at_their_own_rates():
         for p in group["params"]:
             rates[id(p)] = group["rate"]
     found = {name: rates[id(p)] for name, p in method.student["encoder"].named_parameters()}
-    assert found["blocks.1.attn.qkv.weight"] == 1.0
-    assert found["blocks.0.attn.qkv.weight"] == 0.5
-    assert found["patch_embed.proj.weight"] == pytest.approx(0.25 * 0.2)
-    assert found["cls_token"] == 0.25
+    depth = 2  # the authors': decay ** (depth + 1 - id), with id 0 before the blocks, i + 1 for them, depth + 1 above
+    assert found["norm.weight"] == 1.0
+    assert found["blocks.1.attn.qkv.weight"] == 0.5 ** (depth + 1 - 2)
+    assert found["blocks.0.attn.qkv.weight"] == 0.5 ** (depth + 1 - 1)
+    assert found["patch_embed.proj.weight"] == pytest.approx(0.5 ** (depth + 1) * 0.2)
+    assert found["cls_token"] == rates[id(method.mask_token)] == 0.5 ** (depth + 1)
     assert rates[id(method.student["head"].mlp[0].weight)] == 1.0
 
 

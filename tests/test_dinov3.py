@@ -228,6 +228,19 @@ def test_distillation_moves_a_smaller_encoder_and_nothing_else():
     assert {k for k, p in small.named_parameters() if p.requires_grad and p.grad is None} == set()
 
 
+def test_what_a_distillation_keeps_has_the_running_statistics_of_its_student():
+    torch.manual_seed(2)
+    small = DINOv3(make_encoder("nano", 4, 16, positions="rotary", stem="conv"), **{
+        k: v for k, v in SMALL.items() if k in options(DINOv3)
+    } | {"gram": 0.0, "hidden": 24})  # fmt: skip
+    small.learn_from(build())
+    config = train.TrainConfig(lr=1e-3, warmup=0.0, precision="fp32")
+    train.training_step(small.train(), train.make_optimizer(small, config), batch(), 0.0, config)
+    kept, learnt = dict(small.encoder.named_buffers()), dict(small.student["encoder"].named_buffers())
+    assert any("running_var" in name and not torch.equal(x, torch.ones_like(x)) for name, x in kept.items())
+    assert all(torch.equal(x, learnt[name]) for name, x in kept.items())
+
+
 def test_a_teacher_with_other_heads_is_refused():
     with pytest.raises(InputError, match="prototypes"):
         build(prototypes=48).learn_from(build())

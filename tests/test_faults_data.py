@@ -12,7 +12,7 @@ from PIL import Image
 from minissl.data import Images, folder
 from minissl.data.folder import load_folder
 from minissl.errors import InputError
-from tests.folders import class_folders
+from tests.folders import class_folders, picture
 from tests.test_faults_runs import go, sentence
 from tests.test_train import assert_same_bits
 
@@ -137,3 +137,33 @@ def test_a_folder_that_goes_while_it_is_listed_is_said(data, monkeypatch):
     monkeypatch.setattr(Path, "rglob", gone)
     with pytest.raises(InputError, match=r"cat cannot be listed \(No such file or directory\); was .*train being mov"):
         load_folder(data, "train", 16)
+
+
+def test_no_picture_is_both_learnt_from_and_tested_on(tmp_path):
+    """Whichever of the parts a folder has; the classes are the same ones in both."""
+    for parts in (("train", "test"), ("train", "val"), ("train",), ("test",), ("val",), ("",)):
+        root = tmp_path / ("-".join(parts) or "none")
+        for part in (*parts, "") if parts in (("test",), ("val",)) else parts:
+            for kind in ("cat", "dog"):
+                for i in range(10):
+                    picture(root / part / kind / f"{i}.png", seed=i)
+        learnt, tested = (folder.list_files(root, split) for split in ("train", "test"))
+        assert learnt
+        assert tested
+        assert not set(learnt) & set(tested)
+        for split, files in (("train", learnt), ("test", tested)):
+            labels, classes = folder.read_labels(files, root, split)
+            assert classes == ("cat", "dog")
+            assert [classes[i] for i in labels] == [file.parent.name for file in files]
+
+
+def test_what_a_system_or_an_editor_hid_is_no_class_and_no_picture(tmp_path):
+    for kind in ("photos", "__MACOSX", ".ipynb_checkpoints", ".thumbnails/large"):
+        for i in range(12):
+            picture(tmp_path / kind / f"{i:02}.png", seed=i)
+    (tmp_path / "nothing").mkdir()
+    files = folder.list_files(tmp_path, "train")
+    assert {file.parent.name for file in files} == {"photos"}
+    assert folder.read_labels(files, tmp_path, "train") == (None, ())
+    picture(tmp_path / "other" / "broken.png")
+    assert folder.read_labels(files, tmp_path, "train") == (None, ())  # the others cannot be read

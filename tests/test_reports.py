@@ -7,10 +7,11 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from minissl import pretrained
+from minissl import formats, pretrained
 from minissl.__main__ import main
 from minissl.data import Images, load, sources
 from minissl.data.scenes import Scenes
+from minissl.errors import InputError
 from minissl.method import find
 from minissl.scores import agreement, score_text, shared_vectors
 from tests.folders import class_folders, picture
@@ -142,6 +143,23 @@ def test_what_is_exported_is_the_whole_method(runs, capsys):
     torch.testing.assert_close(ours(pixels).cls, theirs(pixels).cls, rtol=0.02, atol=0.02)  # half precision
     vectors = shared_vectors(method, images.images, 16)
     assert vectors.shape == (len(images), 8)
+    assert not any(module.training for module in method.modules())  # as it was loaded
+
+
+def test_a_runs_own_files_are_not_written_over(runs, capsys):
+    before = {path.name: path.read_bytes() for path in (runs / "clip").iterdir()}
+    for words, says in (
+        (["export", runs / "clip", runs / "clip" / "encoder.safetensors"], "holds a run"),
+        (["export", runs / "clip", runs / "clip" / "config.safetensors"], "holds a run"),
+        (["export", runs / "clip", runs / "mine.json"], "end its name in .safetensors"),
+        (["export", runs / "clip", runs / "mine"], "end its name in .safetensors"),
+        (["track", "pixels", "clips", "--out", runs / "clip"], "holds a run"),
+    ):
+        assert main([str(word) for word in words]) == 2
+        assert says in capsys.readouterr().err
+    with pytest.raises(InputError, match="holds a run"):
+        formats.export(tiny_vit(), runs / "clip", "huggingface")
+    assert {path.name: path.read_bytes() for path in (runs / "clip").iterdir()} == before
 
 
 def test_an_encoder_is_no_method_and_a_stranger_has_no_name(runs, capsys):

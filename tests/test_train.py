@@ -168,6 +168,11 @@ def test_the_order_is_the_seeds_alone():
     assert first_two_epochs(1) != order
 
 
+def test_fewer_images_than_a_batch_are_said():
+    with pytest.raises(InputError, match="A batch of 8 is more than the 5 images there are"):
+        next(train.batches(Images(torch.zeros(5, 3, 8, 8, dtype=torch.uint8)), 8, seed=0))
+
+
 def test_batches_can_start_anywhere():
     all_of_them = train.batches(numbered(13), 4, seed=1)
     batches = [next(all_of_them).labels for _ in range(10)]

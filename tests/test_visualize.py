@@ -154,6 +154,18 @@ def test_bars_have_room_for_the_highest_share_asked_for():
     assert small.get_size_inches()[0] == pytest.approx(2.6)
 
 
+def test_more_rows_than_colours_are_all_drawn_and_told_apart():
+    rows = {str(i): {"x": 0.1 * i} for i in range(8)}
+    bars = bars_figure(rows, "t").axes[0].patches
+    assert [bar.get_height() for bar in bars] == pytest.approx([10 * i for i in range(8)])
+    assert len({(bar.get_facecolor(), bar.get_hatch()) for bar in bars}) == 8
+
+
+def test_a_loss_that_begins_above_chance_is_shown_whole():
+    lines = [{"step": i, "loss": 9.0 - i} for i in range(4)]
+    assert curves_figure(lines, prototypes=32).axes[0].get_ylim()[1] >= 9
+
+
 def test_points_have_their_numbers_and_pushes():
     points = torch.tensor([[1.0, 0.0], [0.0, -1.0]])
     figure = points_figure({"still": points, "pushed": points}, {"pushed": torch.tensor([[0.0, 0.5], [0.25, 0.0]])})

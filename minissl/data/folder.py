@@ -103,33 +103,45 @@ def _say_left_out(bad: int, of: int, folder: Path) -> None:
         print(f"{bad} of {of} files in {folder} are not images that can be read; left out.")
 
 
+TESTED = ("test", "val")  # names of a part to test on
+
+
 def _root(folder: Path, split: str) -> Path:
-    """The part of the folder that holds a split, or the folder itself if it has no parts."""
+    """The part of the folder that holds a split: of its own, or the one that both are taken from."""
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.")
-    parts = ("train",) if split == "train" else ("test", "val")
+    parts = ("train",) if split == "train" else (*TESTED, "train")
     return next((folder / part for part in parts if (folder / part).is_dir()), folder)
+
+
+def _counts(path: Path, root: Path) -> bool:
+    """False for what a system or an editor hid there."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in path.relative_to(root).parts)
 
 
 def list_files(folder: Path, split: str) -> list[Path]:
     """The files of a split in the order of their names."""
     root = _root(folder, split)
     try:
-        files = sorted(file for file in root.rglob("*") if file.is_file() and not file.name.startswith("."))
+        files = sorted(file for file in root.rglob("*") if file.is_file() and _counts(file, root))
     except OSError as error:
         raise InputError(f"{error.filename} cannot be listed ({error.strerror}); was {root} being moved?") from None
+    if root == folder:  # beside a part to test on, the rest is what is learnt from
+        files = [file for file in files if file.parent == root or file.relative_to(root).parts[0] not in TESTED]
     if not files:
         raise InputError(f"The folder {root} is empty; put images in it, or class folders of images.")
-    if root == folder or _root(folder, "train") == _root(folder, "test"):
+    if _root(folder, "train") == _root(folder, "test"):
         files = [file for i, file in enumerate(files) if (i % 10 == 9) == (split != "train")] or files
     return files
 
 
 def read_labels(files: list[Path], folder: Path, split: str) -> tuple[Tensor | None, tuple[str, ...]]:
     """(N,) labels and the names of the classes, the folders under the training part; none if there are none."""
-    root = _root(folder, split)
-    classes = tuple(sorted(path.name for path in _root(folder, "train").iterdir() if path.is_dir()))
+    root, learnt = _root(folder, split), _root(folder, "train")
+    inside = [path for path in learnt.iterdir() if path.is_dir() and _counts(path, learnt) and any(path.iterdir())]
+    classes = tuple(sorted(path.name for path in inside if learnt != folder or path.name not in TESTED))
     names = [file.relative_to(root).parts[0] for file in files]
-    if len(classes) < 2 or not set(names) <= set(classes):
+    alone = split == "train" and len(set(names)) < 2  # one class, or one of which files can be read
+    if len(classes) < 2 or alone or not set(names) <= set(classes):
         return None, ()
     return torch.tensor([classes.index(name) for name in names]), classes

@@ -63,7 +63,7 @@ def attention_iou(attention: Tensor, masks: Tensor, mass: float = 0.6) -> Tensor
     Returns:
         (B, heads) intersection over union, in pixels of the mask, 0 to 1.
     """
-    truth = (masks > 0)[:, None]  # (B, 1, H, W)
+    truth = (masks > 0)[:, None].to(attention.device)  # (B, 1, H, W)
     found = F.interpolate(mass_mask(attention, mass).float(), size=masks.shape[-2:], mode="nearest") > 0.5
     both, either = (found & truth).sum((-2, -1)), (found | truth).sum((-2, -1))
     return both / either.clamp_min(1)
@@ -76,7 +76,8 @@ def attention_share(attention: Tensor, masks: Tensor) -> Tensor:
         attention: (B, heads, h, w).
         masks: (B, H, W), not 0 where the object is; averaged down to (h, w).
     """
-    share = F.adaptive_avg_pool2d((masks > 0).float()[:, None], attention.shape[-2:])  # (B, 1, h, w)
+    there = (masks > 0).float()[:, None].to(attention.device)
+    share = F.adaptive_avg_pool2d(there, attention.shape[-2:])  # (B, 1, h, w)
     return (attention * share).sum((-2, -1)) / attention.sum((-2, -1))
 
 
@@ -96,4 +97,4 @@ def pointing(attention: Tensor, masks: Tensor) -> Tensor:
     (h, w), (height, width) = attention.shape[-2:], masks.shape[-2:]
     place = attention.flatten(-2).argmax(dim=-1)  # (B, heads)
     row, column = ((place // w * 2 + 1) * height // (2 * h), (place % w * 2 + 1) * width // (2 * w))
-    return (masks > 0).flatten(1).gather(1, row * width + column)
+    return (masks > 0).to(attention.device).flatten(1).gather(1, row * width + column)

@@ -35,7 +35,7 @@ def segment(known: Tensor, masks: Tensor, asked: Tensor, way: str = "linear", mo
     Returns:
         (M, h, w) int64.
     """
-    truth = at_patches(masks, known.shape[1:3]).flatten()
+    truth = at_patches(masks, known.shape[1:3]).flatten().to(known.device)
     rows = (truth != IGNORED).nonzero()[:, 0]
     rows = rows[torch.arange(min(most, len(rows))) * len(rows) // min(most, len(rows))]  # evenly spaced
     x, labels = known.flatten(0, 2)[rows], truth[rows]
@@ -80,7 +80,7 @@ def correspondence(a: Tensor, b: Tensor, parts_a: Tensor, parts_b: Tensor) -> fl
     """
     grid = a.shape[1:3]
     a, b = (F.normalize(x.flatten(1, 2), dim=-1) for x in (a, b))  # (P, N, D)
-    parts_a, parts_b = (at_patches(parts, grid).flatten(1) for parts in (parts_a, parts_b))  # (P, N)
+    parts_a, parts_b = (at_patches(parts, grid).flatten(1).to(a.device) for parts in (parts_a, parts_b))  # (P, N)
     found = parts_b.gather(1, (a @ b.mT).argmax(dim=-1))  # (P, N)
     there = (parts_a[:, :, None] == parts_b[:, None, :]).any(dim=-1) & (parts_a > 0)
     return float((found == parts_a)[there].float().mean())

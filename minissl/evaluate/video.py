@@ -120,7 +120,7 @@ def segment_clip(features: Tensor, first_mask: Tensor, way: str = "knn", void: i
     """
     if way not in ("knn", "linear"):
         raise InputError(f"Patches cannot be told by {way!r}; choose knn or linear.")
-    mask = first_mask.long()
+    mask = first_mask.long().to(features.device)
     known = mask.masked_fill(mask == void, IGNORED)[None]  # (1, H, W)
     seen = at_patches(known, features.shape[1:3]).unique()
     seen = seen[seen != IGNORED]

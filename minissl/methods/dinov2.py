@@ -178,7 +178,8 @@ class DINOv2(nn.Module):
 
     def rates(self) -> dict[str, float]:
         decay, patches = self.slower
-        rates = layer_rates(self.student["encoder"], decay, "student.encoder.")
+        rates = layer_rates(self.student["encoder"], decay, "student.encoder.", above=1)
+        rates["mask_token"] = rates.get("student.encoder.cls_token", 1.0)
         return {name: rate * (patches if ".patch_embed." in name else 1) for name, rate in rates.items()}
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from minissl.errors import InputError
 from minissl.method import Batch
 from minissl.methods.dino import DINOHead
 from minissl.methods.dinov2 import DINOv2
-from minissl.teacher import Teacher, cosine
+from minissl.teacher import Teacher, copy_buffers, cosine
 from minissl.views import anchored_crop
 
 
@@ -178,6 +178,7 @@ class DINOv3(DINOv2):
     def after_step(self, progress: float) -> None:
         if self.average is not None:
             self.average.follow(self.student["encoder"], self.momentum)
+            copy_buffers(self.average.network, self.student["encoder"])  # it never sees an image itself
         else:
             for name, part in self.student.items():
                 self.teacher[name].follow(part, self.momentum)

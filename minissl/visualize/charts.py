@@ -3,6 +3,7 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -59,9 +60,11 @@ def bars_figure(
     questions = list(next(iter(rows.values())))
     figure = Figure(figsize=(1.6 + width * len(questions), 3.2), layout="constrained")
     axis, width = figure.subplots(), 0.8 / len(rows)
-    for i, (color, (name, row)) in enumerate(zip(COLORS, rows.items())):
+    for i, (color, (name, row)) in enumerate(zip(cycle(COLORS), rows.items())):
         places = [q + (i - (len(rows) - 1) / 2) * width for q in range(len(questions))]
         bars = axis.bar(places, [100 * row[q] for q in questions], 0.92 * width, color=color, label=name)
+        for bar in bars if i >= len(COLORS) else ():
+            bar.set(hatch="//", edgecolor="white")
         axis.bar_label(bars, fmt="%.0f", fontsize=8)
     for q, question in enumerate(questions):
         if chance:

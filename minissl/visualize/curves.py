@@ -28,7 +28,7 @@ def curves_figure(log: list[dict[str, float]], prototypes: int | None = None, ch
             axis.axhline(math.log(prototypes), color="#c0504d", linestyle="--", linewidth=1)
             label = {"xycoords": ("axes fraction", "data"), "fontsize": 8, "ha": "right", "color": "#c0504d"}
             axis.annotate(f"ln {prototypes}: all alike", (0.98, math.log(prototypes)), **label, va="bottom")
-            axis.set_ylim(top=1.12 * math.log(prototypes))
+            axis.set_ylim(top=max(1.12 * math.log(prototypes), axis.get_ylim()[1]))
         if chance is not None and name == "knn":
             axis.axhline(chance, color="#7f7f7f", linestyle="--", linewidth=1)
             label = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "fontsize": 8, "ha": "right"}

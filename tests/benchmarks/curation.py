@@ -116,6 +116,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--out", type=Path, default=Path("runs/curation.json"))
     asked = parser.parse_args()
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     pool = Pool(POOL)
     guide, size = learn(["simclr"], pool.images, asked.minutes)
     features, chosen = (extract(guide, x, size) for x in (pool.images, Scenes("val", n=CHOSEN).images))

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--split", default="test", choices=("val", "test"))
     parser.add_argument("--out", type=Path, default=Path("runs/family.json"))
     asked = parser.parse_args()
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     done = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
     for size in asked.sizes:
         missing = [name for name in asked.encoders if str(size) not in done.get(name, {}).get("sizes", {})]

@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--data", default="scenes")
     parser.add_argument("--out", type=Path, default=Path("runs/ladder.json"))
     asked = parser.parse_args()
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
     done = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {"rows": {}}
     images, test = (parse_run(["dinov2", "--data", asked.data])[0].images(split) for split in ("train", "test"))
     for seed in asked.seeds:
