@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import shutil
 import socket
 import struct
 import tarfile
@@ -380,6 +381,7 @@ def test_a_folder_of_cifar10_gives_what_the_published_files_give(cifar, tmp_path
         file = tmp_path / "own" / "train" / downloads.CIFAR10_CLASSES[label] / f"{i:02}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.transpose(1, 2, 0)).save(file)
+    shutil.copytree(file.parent, tmp_path / "own" / "test" / file.parent.name)  # or a tenth would be kept back for it
     own, theirs = (
         load(f"folder:{tmp_path / 'own'}", "train", 64),
         cifar10("train", 64, root=tmp_path, archives=archives),

@@ -39,6 +39,7 @@ NOT_COMPARED = {  # and why
     "Stretch": "numbers by name; likewise the next",
     "Turn": "",
     "spare_encoder": "forgets gradients",
+    "copy_buffers": "copies",
     "hide": "runs in the whole masked autoencoder",
     "hide_in_some": "draws which; its counts are tested in `tests/test_masking.py`",
     "DropPath": "chance; its share and its mean are tested in `tests/test_vit.py`",
