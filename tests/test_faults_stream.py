@@ -153,6 +153,7 @@ def test_a_process_that_decodes_and_is_killed_is_said_and_the_run_goes_on_to_the
     assert_same_bits(whole, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere tensors are handed over by another way")
 @pytest.mark.parametrize("error", [ConnectionResetError, ConnectionRefusedError, EOFError])
 def test_a_process_that_is_killed_while_it_hands_a_batch_over_is_said_too(data, monkeypatch, error):

@@ -88,6 +88,7 @@ def test_what_cannot_be_compared_is_said(runs, tmp_path, capsys):
     assert "cannot be made (File exists)" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_few_labels_need_labels_and_may_be_more_than_the_memory_holds(runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("minissl.reports.COUNTS", (1,))
     for i in range(20):
