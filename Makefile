@@ -22,7 +22,7 @@ OPTIONS ?=
 PRESET ?= cpu
 FOLDER ?=
 BOOK ?= build/book
-PUPIL := --gram 0 --ibot 1 --patch_prototypes 0 --minutes 4
+PUPIL := --gram_loss_weight 0 --ibot_loss_weight 1 --num_patch_prototypes 0 --minutes 4
 PARALLEL := -n 2 --dist loadfile
 
 .PHONY: help setup chapter1 chapter2 chapter3 pretext simclr dino dinov2 dinov3 lab book student teacher browser test test-fast check format calibration scoreboard bench bench-views clean
@@ -50,7 +50,7 @@ setup: $(READY)  ## install everything into .venv (once; later targets do it by 
 
 chapter1: $(READY)  ## transfer learning: train with labels, adapt to new ones (10 minutes, runs/chapter1)
 	$(PYTHON) -m minissl train transfer --data scenes:known --out runs/chapter1/known --resume
-	$(PYTHON) -m minissl few runs/chapter1/known --data scenes:new
+	$(PYTHON) -m minissl few-shot runs/chapter1/known --data scenes:new
 	$(PYTHON) -m minissl train transfer --minutes 1.5 --out runs/chapter1/objects --resume
 	$(PYTHON) -m minissl train transfer --minutes 2 --targets '["object", "color", "action", "place"]' --out runs/chapter1/everything --resume
 	$(PYTHON) -m minissl compare runs/chapter1/objects runs/chapter1/everything --out runs/chapter1/compare.png
@@ -66,15 +66,15 @@ chapter3: $(READY)  ## train a small DINO from nothing to pictures (DATA=scenes 
 	$(PYTHON) -m minissl train dino --data "$(DATA)" --out $(OUT) --resume $(OPTIONS)
 
 pretext: $(READY)  ## colorization and masked patches (20 minutes, runs/pretext)
-	$(PYTHON) -m minissl train pretext --task colorization --size 64 --minutes 8 --out runs/pretext/colorization --resume
-	$(PYTHON) -m minissl train pretext --task mae --size 64 --normalize_patches false --decoder_depth 2 --minutes 8 --out runs/pretext/mae --resume
+	$(PYTHON) -m minissl train colorization --crop_size 64 --minutes 8 --out runs/pretext/colorization --resume
+	$(PYTHON) -m minissl train mae --crop_size 64 --norm_pix_loss false --decoder_depth 2 --minutes 8 --out runs/pretext/mae --resume
 
 simclr: $(READY)  ## contrast of two views (10 minutes, runs/simclr)
 	$(PYTHON) -m minissl train simclr --data "$(DATA)" --out runs/simclr --resume $(OPTIONS)
 
 dino: $(READY)  ## the longer DINO that chapter 3.3 loads, its emergence and the collapse lab (an hour, runs/dino)
 	$(PYTHON) -m minissl train dino --batch_size 128 --minutes 0 --out runs/dino --resume
-	$(PYTHON) -m tests.benchmarks.emergence dino --minutes 0 --epochs 20 --film runs/emergence.safetensors
+	$(PYTHON) -m tests.benchmarks.attention_history dino --minutes 0 --epochs 20 --history runs/emergence.safetensors
 	$(PYTHON) -m tests.benchmarks.collapse --out runs/collapse.jsonl
 
 dinov2: $(READY)  ## the longer DINOv2 that chapter 3.4 loads, its ladder and what curation does (5 hours, runs/dinov2)
@@ -85,7 +85,7 @@ dinov2: $(READY)  ## the longer DINOv2 that chapter 3.4 loads, its ladder and wh
 
 dinov3: $(READY)  ## patches that decay and the anchor that holds them, words, a family: chapter 3.5 (2 hours, runs/dinov3)
 	$(PYTHON) -m tests.benchmarks.decay --out runs/decay/decay.json
-	$(PYTHON) -m minissl train dinov3 --start runs/decay/tight_0 --ibot 0 --anchor_at [] --gram 50 --gram_from 0 --gram_rise 0 --mixed "[[32,16,0.4],[64,32,0.6]]" --lr 5e-4 --final_lr 5e-5 --minutes 0 --epochs 3 --out runs/dinov3 --resume
+	$(PYTHON) -m minissl train dinov3 --init_from runs/decay/tight_0 --ibot_loss_weight 0 --gram_update_at [] --gram_loss_weight 50 --gram_start_fraction 0 --gram_warmup_fraction 0 --multi_resolution_crops "[[32,16,0.4],[64,32,0.6]]" --lr 5e-4 --final_lr 5e-5 --minutes 0 --epochs 3 --out runs/dinov3 --resume
 	$(PYTHON) -m minissl train dinotxt --encoder.weights runs/dinov3 --out runs/dinotxt --resume
 	$(PYTHON) -m minissl train dinov3 --teacher runs/dinov3 $(PUPIL) --encoder.name tiny --encoder.depth 1 --out runs/family/tiny --resume
 	$(PYTHON) -m minissl train dinov3 --teacher runs/dinov3 $(PUPIL) --encoder.stem patch --out runs/family/linear --resume

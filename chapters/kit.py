@@ -1,13 +1,12 @@
-"""The course as a class gets it, and as its teacher does: python -m chapters.kit student, or teacher.
+"""Build the course's kits for a class: python -m chapters.kit student, or teacher.
 
-A kit is a folder that needs nothing outside itself but Python with the packages that pyproject.toml lists: code, data
-and notebooks lie in it as they do here, so every path in a notebook stays true. It goes to a class as one zip file, and
-`start.py` in it opens the course, without a network and without minissl being installed. The exercises of a student's
-notebooks are stubs that nobody has run; in a teacher's the solution stands after each, and lesson notes lie beside.
+A kit is a folder that needs nothing outside itself but Python and the packages that pyproject.toml lists. Code, data and
+notebooks have the same relative paths as in the repository. `start.py` opens the course without a network and without
+minissl being installed; a zip file of the folder is written beside it. In a student's notebooks exercises are not
+executed; in a teacher's the solution follows each exercise, and lesson notes are added.
 
-It is a script in this folder and no part of the package, because it knows one thing only: how these notebooks are
-written. The exercises come last, under "## Exercises", each begins with its number in bold, and the solution has the
-same number in the notebook of the same name in solutions/.
+The notebooks' form is assumed here: exercises come last, under "## Exercises"; each begins with its number in bold, and
+its solution has the same number in the notebook of the same name in solutions/.
 """
 
 import argparse
@@ -32,10 +31,10 @@ FILES = (
     "data/pictures",
     "data/recorded",
 )
-WHERE = re.compile(r"Solutions: `chapters/solutions/\w+\.ipynb`\.")
-BEGINS = re.compile(r"^(?=\*\*(\d+)\. )", re.MULTILINE)  # of an exercise, or its solution
+SOLUTIONS_SENTENCE = re.compile(r"Solutions: `chapters/solutions/\w+\.ipynb`\.")
+EXERCISE_START = re.compile(r"^(?=\*\*(\d+)\. )", re.MULTILINE)  # of an exercise or of its solution
 
-START = '''"""Open the course in JupyterLab, on its map: python start.py. START.md says what has to be installed."""
+START = '''"""Open the course's map in JupyterLab: python start.py. START.md lists the packages to install."""
 
 import os
 import re
@@ -48,18 +47,18 @@ HERE = Path(__file__).resolve().parent
 MAP = "/lab/tree/chapters/0_map.ipynb"
 
 
-def lacking() -> list[str]:
-    """The packages that pyproject.toml lists and this Python has not."""
+def missing_packages() -> list[str]:
+    """Return the packages that pyproject.toml lists and this Python does not have."""
     text = (HERE / "pyproject.toml").read_text(encoding="utf-8")
     lists = re.findall(r"^(?:dependencies|lab) = \\[(.*?)\\]$", text, re.MULTILINE | re.DOTALL)
-    needed = {name for some in lists for name in re.findall(r'"([\\w-]+)', some)}
-    there = {re.sub(r"[-_.]+", "-", found.metadata["Name"] or "").lower() for found in metadata.distributions()}
-    return sorted(needed - there)
+    required = {name for names in lists for name in re.findall(r'"([\\w-]+)', names)}
+    installed = {re.sub(r"[-_.]+", "-", package.metadata["Name"] or "").lower() for package in metadata.distributions()}
+    return sorted(required - installed)
 
 
 if __name__ == "__main__":
-    if lacking():
-        sys.exit(f"This Python lacks {', '.join(lacking())}; START.md says how to install that.")
+    if missing := missing_packages():
+        sys.exit(f"This Python has no {', '.join(missing)}; START.md says how to install packages.")
     os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
     lab = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={HERE}", f"--LabApp.default_url={MAP}"]
     sys.exit(subprocess.call(lab + sys.argv[1:]))
@@ -69,57 +68,63 @@ Cell = dict[str, Any]
 
 
 def source(cell: Cell) -> str:
+    """Return a cell's source as one string."""
     return "".join(cell["source"])
 
 
 def read(path: Path) -> dict[str, Any]:
+    """Load a notebook as JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write(notebook: dict[str, Any], path: Path) -> None:
-    """As Jupyter writes it, so that a notebook nothing was changed in has the same bytes."""
+    """Write a notebook in Jupyter's own layout, so that an unchanged notebook has the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
 def lessons() -> list[Path]:
-    """The notebooks of the course, in reading order."""
+    """Return the notebooks of the course in reading order."""
     return sorted(CHAPTERS.glob("[0-9]*.ipynb"))
 
 
 def beginning(cells: list[Cell]) -> int:
-    """The first cell after the one that says "## Exercises"."""
+    """Return the index of the first cell after the heading "## Exercises"."""
     return 1 + next(i for i, cell in enumerate(cells) if re.search(r"^## Exercises", source(cell), re.MULTILINE))
 
 
 def numbered(cells: Iterable[Cell]) -> dict[int, list[Cell]]:
-    """Cells by the exercise they are of; 0 has those before the first. A text that begins one in its middle is cut."""
-    found, number = {0: []}, 0
+    """Group cells by the exercise they belong to; 0 holds those before the first.
+
+    A text cell in which another exercise begins is split there.
+    """
+    groups: dict[int, list[Cell]] = {0: []}
+    number = 0
     for cell in cells:
         for i, piece in enumerate(pieces(cell)):
-            if begins := BEGINS.match(piece["source"]):
-                number = int(begins[1])
-            found.setdefault(number, []).append(piece | ({"id": f"{cell['id']}-{i}"} if i else {}))
-    return found
+            if start := EXERCISE_START.match(piece["source"]):
+                number = int(start[1])
+            groups.setdefault(number, []).append(piece | ({"id": f"{cell['id']}-{i}"} if i else {}))
+    return groups
 
 
 def pieces(cell: Cell) -> Iterator[Cell]:
-    """A cell, in as many as it has exercises that begin in it; its source as one string."""
+    """Split a text cell before each exercise that begins in it; the source of each piece is one string."""
     if cell["cell_type"] == "code":
         yield cell | {"source": source(cell)}
         return
-    cuts = [begins.start() for begins in BEGINS.finditer(source(cell))]
+    cuts = [start.start() for start in EXERCISE_START.finditer(source(cell))]
     for start, end in zip([0, *cuts], [*cuts, None]):
         if text := source(cell)[start:end].strip():
             yield cell | {"source": text}
 
 
 def for_student(notebook: dict[str, Any]) -> dict[str, Any]:
-    """A lesson whose exercises nobody has run, and that does not say where solutions are."""
+    """Return a lesson without outputs of exercises and without the path of its solutions."""
     start, cells = beginning(notebook["cells"]), []
     for i, cell in enumerate(notebook["cells"]):
-        if cell["cell_type"] == "markdown" and WHERE.search(source(cell)):
-            cell = cell | {"source": WHERE.sub("Your teacher has the solutions.", source(cell))}
+        if cell["cell_type"] == "markdown" and SOLUTIONS_SENTENCE.search(source(cell)):
+            cell = cell | {"source": SOLUTIONS_SENTENCE.sub("Your teacher has the solutions.", source(cell))}
         if cell["cell_type"] == "code" and i >= start:
             cell = cell | {"outputs": [], "execution_count": None}
         cells.append(cell)
@@ -127,81 +132,84 @@ def for_student(notebook: dict[str, Any]) -> dict[str, Any]:
 
 
 def for_teacher(notebook: dict[str, Any], solutions: dict[str, Any] | None) -> dict[str, Any]:
-    """A lesson with the solution after each exercise; those cells have the tag "solution" and run by themselves."""
+    """Return a lesson with the solution after each exercise; those cells are tagged "solution" and run alone."""
     if solutions is None:
         return notebook
     start, cells = beginning(notebook["cells"]), []
     solved = numbered(solutions["cells"])
-    needs = [cell for cell in solved.pop(0) if cell["cell_type"] == "code"]
-    for number, asked in numbered(notebook["cells"][start:]).items():
-        cells += asked
+    setup = [cell for cell in solved.pop(0) if cell["cell_type"] == "code"]
+    for number, exercise in numbered(notebook["cells"][start:]).items():
+        cells += exercise
         if number == 0:
-            cells += [heading("What the solutions need"), *map(tagged, needs)]
+            cells += [heading("What the solutions need"), *map(tagged, setup)]
         elif number in solved:
             cells += [heading(f"Solution {number}"), *map(tagged, solved[number])]
     return notebook | {"cells": notebook["cells"][:start] + cells}
 
 
 def heading(text: str) -> Cell:
+    """Return a text cell with a heading of level 4."""
     name = "heading-" + text.lower().replace(" ", "-")
     return {"cell_type": "markdown", "id": name, "metadata": {}, "source": f"#### {text}"}
 
 
 def tagged(cell: Cell) -> Cell:
-    """A solution's cell as part of the lesson, which lies a folder higher."""
-    about = cell["metadata"] | {"tags": ["solution"]}
+    """Return a solution's cell with its tag, and with paths for the folder of the lessons, one level up."""
+    metadata = cell["metadata"] | {"tags": ["solution"]}
     text = cell["source"].replace("../../data", "../data")
-    return cell | {"id": f"solution-{cell['id']}", "metadata": about, "source": text}
+    return cell | {"id": f"solution-{cell['id']}", "metadata": metadata, "source": text}
 
 
-def make(who: str, out: Path) -> Path:
-    """Write the kit of "student" or "teacher" into out/who, and out/who.zip beside it; what was there goes.
+def make(audience: str, out: Path) -> Path:
+    """Write the kit of "student" or "teacher" into out/audience, and a zip file beside it. An older kit is replaced.
 
     Raises:
-        InputError: if there is a folder of that name which no kit is in.
+        InputError: if the folder exists and holds something else than a kit.
     """
-    folder = out / who
+    folder = out / audience
     if folder.exists() and not (folder / "start.py").exists():
-        raise InputError(f"{folder} is there and is no kit; move it, or choose another folder with --out.")
+        raise InputError(f"{folder} exists and is not a kit; move it, or choose another folder with --out.")
     shutil.rmtree(folder, ignore_errors=True)
     for name in FILES:
         copy(ROOT / name, folder / name)
     for path in lessons():
         solutions = CHAPTERS / "solutions" / path.name
-        if who == "student":
-            made = for_student(read(path))
+        if audience == "student":
+            notebook = for_student(read(path))
         else:
-            made = for_teacher(read(path), read(solutions) if solutions.exists() else None)
-        write(made, folder / "chapters" / path.name)
+            notebook = for_teacher(read(path), read(solutions) if solutions.exists() else None)
+        write(notebook, folder / "chapters" / path.name)
     (folder / "start.py").write_text(START, encoding="utf-8", newline="\n")
-    copy(CHAPTERS / "notes" / f"{who}.md", folder / "START.md")
-    if who == "teacher":
+    copy(CHAPTERS / "notes" / f"{audience}.md", folder / "START.md")
+    if audience == "teacher":
         for path in lessons():
             if (notes := CHAPTERS / "notes" / f"{path.stem}.md").exists():
                 copy(notes, folder / "chapters" / "notes" / notes.name)
-    shutil.make_archive(str(folder), "zip", out, who)
+    shutil.make_archive(str(folder), "zip", out, audience)
     return folder
 
 
-def copy(here: Path, there: Path) -> None:
-    there.parent.mkdir(parents=True, exist_ok=True)
-    if here.is_dir():
-        shutil.copytree(here, there, ignore=shutil.ignore_patterns("__pycache__"))
+def copy(path: Path, destination: Path) -> None:
+    """Copy a file or a folder, without compiled Python files."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        shutil.copytree(path, destination, ignore=shutil.ignore_patterns("__pycache__"))
     else:
-        shutil.copy(here, there)
+        shutil.copy(path, destination)
 
 
 def main(words: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m chapters.kit", description=__doc__.splitlines()[0])
-    parser.add_argument("who", choices=("student", "teacher"))
-    parser.add_argument("--out", type=Path, default=ROOT / "build", help="the folder a kit is made in; else build")
-    asked = parser.parse_args(words)
+    """Build a kit. Returns 0, or 2 if the output folder is not a kit."""
+    parser = argparse.ArgumentParser(prog="python -m chapters.kit", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("audience", choices=("student", "teacher"))
+    parser.add_argument("--out", type=Path, default=ROOT / "build", help="folder that the kit is written to")
+    options = parser.parse_args(words)
     try:
-        folder = make(asked.who, asked.out)
+        folder = make(options.audience, options.out)
     except InputError as error:
         print(f"kit: {error}", file=sys.stderr)
         return 2
-    print(f"{folder}, and the same as {folder.name}.zip beside it; START.md in it says how to go on.")
+    print(f"Written: {folder} and {folder.name}.zip beside it. START.md in it says how to begin.")
     return 0
 
 

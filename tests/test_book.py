@@ -1,6 +1,6 @@
-"""The pages that `make book` makes of the notebooks: all are there, whole, and ask nobody for anything.
+"""The book: every page has the outputs of its notebook and loads nothing from a network.
 
-How they look and behave in a browser is tested in `test_browser`.
+How pages look and behave in a browser is tested in `test_browser`.
 """
 
 import json
@@ -15,7 +15,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 CHAPTERS = ROOT / "chapters"
 NOTEBOOKS = sorted([*CHAPTERS.glob("*.ipynb"), *CHAPTERS.glob("solutions/*.ipynb")])
-PICTURE = "image/png"
+LESSONS = [path for path in NOTEBOOKS if path.parent == CHAPTERS]
+IMAGE = "image/png"
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -26,9 +27,9 @@ def name_of(path):
 
 def make_book(folder):
     """Run `make book` with this Python; a warning is an error."""
-    words = [f"PYTHON={sys.executable}", "READY=", f"BOOK={folder}", "OPTIONS=-W --keep-going"]
-    made = subprocess.run(["make", "book", *words], cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert made.returncode == 0, made.stderr
+    arguments = [f"PYTHON={sys.executable}", "READY=", f"BOOK={folder}", "OPTIONS=-W --keep-going"]
+    process = subprocess.run(["make", "book", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
     return folder
 
 
@@ -38,12 +39,12 @@ def book(tmp_path_factory):
     return make_book(tmp_path_factory.mktemp("site") / "book")
 
 
-def tight(text):
+def without_spaces(text):
     return "".join(text.split())
 
 
 class Page(HTMLParser):
-    """What a page is made of: its text without spaces, its pictures' texts, every address it would load by itself."""
+    """Parse a page: its text without spaces, the texts of its images, and every address that it loads by itself."""
 
     def __init__(self, path):
         super().__init__()
@@ -51,59 +52,60 @@ class Page(HTMLParser):
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_data(self, text):
-        self.text += tight(text)
+        self.text += without_spaces(text)
 
     def handle_starttag(self, tag, attributes):
-        words = dict(attributes)
+        values = dict(attributes)
         if tag == "img":
-            self.alts.append(words.get("alt"))
-        loaded = tag != "link" or words.get("rel") in ("stylesheet", "icon", "preload")
-        self.loads += [words[key] for key in ("src", "href") if key in words and tag != "a" and loaded]
+            self.alts.append(values.get("alt"))
+        loaded = tag != "link" or values.get("rel") in ("stylesheet", "icon", "preload")
+        self.loads += [values[key] for key in ("src", "href") if key in values and tag != "a" and loaded]
 
 
-def cells(path):
+def code_cells(path):
     return [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
 
 
-def outputs(path, kind):
-    """The outputs of a notebook that have a kind of data, each with its cell's metadata."""
-    return [(c["metadata"], o) for c in cells(path) for o in c["outputs"] if kind in o.get("data", {})]
+def cells_with_output(path, mime_type):
+    """Return the metadata of the cell of each output of a type, in order."""
+    return [c["metadata"] for c in code_cells(path) for o in c["outputs"] if mime_type in o.get("data", {})]
+
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
-def test_a_page_has_all_that_its_notebook_shows(book, path):
+@every_notebook
+def test_a_page_has_every_output_of_its_notebook(book, path):
     page = Page(book / f"{name_of(path)}.html")
-    assert len(page.alts) == len(outputs(path, PICTURE))
-    assert page.text.count(tight("On this page nothing moves")) == len(outputs(path, WIDGET))
+    assert len(page.alts) == len(cells_with_output(path, IMAGE))
+    assert page.text.count("Thispagehasnowidgets") == len(cells_with_output(path, WIDGET))
     assert "Box(children" not in page.text
-    printed = [
-        output["text"] for cell in cells(path) for output in cell["outputs"] if output["output_type"] == "stream"
-    ]
+    printed = [o["text"] for cell in code_cells(path) for o in cell["outputs"] if o["output_type"] == "stream"]
     assert printed
     for text in printed:
-        assert tight("".join(text)) in page.text
+        assert without_spaces("".join(text)) in page.text
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
-def test_what_a_picture_shows_is_said(book, path):
-    said = [metadata.get("mystnb", {}).get("image", {}).get("alt") for metadata, _ in outputs(path, PICTURE)]
-    assert Page(book / f"{name_of(path)}.html").alts == said
+@every_notebook
+def test_every_image_of_a_page_has_its_alternative_text(book, path):
+    alts = [cell["mystnb"]["image"]["alt"] for cell in cells_with_output(path, IMAGE)]
+    assert Page(book / f"{name_of(path)}.html").alts == alts
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=name_of)
-def test_a_page_gives_its_notebook(book, path):
+@every_notebook
+def test_a_page_offers_its_notebook_for_download(book, path):
     folder = "../" if "/" in name_of(path) else ""
     assert f'href="{folder}_sources/{name_of(path)}.ipynb"' in (book / f"{name_of(path)}.html").read_text()
     assert (book / "_sources" / f"{name_of(path)}.ipynb").read_bytes() == path.read_bytes()
 
 
 @pytest.mark.slow
-def test_nothing_is_loaded_from_elsewhere(book):
+def test_pages_load_local_files_only(book):
     pages = [*book.glob("*.html"), *book.glob("solutions/*.html")]
-    assert len(pages) == len(NOTEBOOKS) + 2  # the first page again, and the search
+    assert len(pages) == len(NOTEBOOKS) + 2  # index.html and the search page
     for path in pages:
         for address in Page(path).loads:
             assert "//" not in address, (path.name, address)
@@ -112,7 +114,7 @@ def test_nothing_is_loaded_from_elsewhere(book):
 
 
 @pytest.mark.slow
-def test_the_map_is_the_first_page_and_leads_to_all_others(book):
+def test_the_map_is_the_first_page_and_links_to_all_others(book):
     first = (book / "index.html").read_text(encoding="utf-8")
     assert first == (book / "0_map.html").read_text(encoding="utf-8")
     chapters, solutions = first.split(">Chapters<")[1].split(">Solutions<")
@@ -120,17 +122,16 @@ def test_the_map_is_the_first_page_and_leads_to_all_others(book):
         assert f'href="{name_of(path)}.html"' in (solutions if path.parent != CHAPTERS else chapters), path
 
 
-# The cell that every lesson begins with: nothing here, the whole course on Colab. The README says what REPOSITORY is.
-LESSONS = [path for path in NOTEBOOKS if path.parent == CHAPTERS]
+# The first cell of every lesson: it clones the course on Colab and does nothing elsewhere.
 
 
 def first_cell(path):
-    return "".join(cells(path)[0]["source"])
+    return "".join(code_cells(path)[0]["source"])
 
 
 @pytest.fixture
-def elsewhere(monkeypatch, tmp_path):
-    """An empty folder to run the cell in, and the list of the commands it gives; a clone makes folders."""
+def commands(monkeypatch, tmp_path):
+    """Run in an empty folder; return the list of shell commands, of which a clone only makes folders."""
     given = []
 
     def run(command, **_):
@@ -144,24 +145,24 @@ def elsewhere(monkeypatch, tmp_path):
     return given
 
 
-def test_all_lessons_begin_with_the_same_cell_that_is_no_part_of_their_page():
+def test_all_lessons_begin_with_the_same_hidden_cell():
     assert {first_cell(path) for path in LESSONS} == {first_cell(LESSONS[0])}
     for path in LESSONS:
-        assert "remove-cell" in cells(path)[0]["metadata"].get("tags", []), path.name
-        assert cells(path)[0]["outputs"] == []
+        assert "remove-cell" in code_cells(path)[0]["metadata"].get("tags", []), path.name
+        assert code_cells(path)[0]["outputs"] == []
 
 
-def test_the_first_cell_does_nothing_here(elsewhere, tmp_path):
+def test_the_first_cell_does_nothing_outside_colab(commands, tmp_path):
     exec(first_cell(LESSONS[0]), {})
-    assert (elsewhere, sys.path, Path.cwd()) == ([], ["python"], tmp_path)
+    assert (commands, sys.path, Path.cwd()) == ([], ["python"], tmp_path)
 
 
-def test_the_first_cell_fetches_the_course_once_on_colab(elsewhere, tmp_path, monkeypatch):
+def test_the_first_cell_clones_the_course_once_on_colab(commands, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "google.colab", sys)
-    for folder in (tmp_path, tmp_path / "course" / "chapters", tmp_path):  # at first, run again, after a restart
+    for folder in (tmp_path, tmp_path / "course" / "chapters", tmp_path):  # first run, second run, after a restart
         monkeypatch.chdir(folder)
         exec(first_cell(LESSONS[0]), {})
         assert Path.cwd() == tmp_path / "course" / "chapters"
         assert sys.path[0] == str(tmp_path / "course")
-    assert len(elsewhere) == 1
-    assert re.fullmatch(r"git clone --depth 1 \S+ course && pip install --quiet -e course", elsewhere[0])
+    assert len(commands) == 1
+    assert re.fullmatch(r"git clone --depth 1 \S+ course && pip install --quiet -e course", commands[0])

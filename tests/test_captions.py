@@ -1,4 +1,4 @@
-"""Captions are read from the layouts they are published in; what is broken is said with its file and line."""
+"""Captions are read from the published layouts; a malformed file is named with its line."""
 
 import json
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from minissl.data.captions import load_captions
 from minissl.errors import InputError
-from tests.folders import picture
+from tests.folders import write_image
 
 NAMES = [f"{i:02}.jpg" for i in range(12)]
 
@@ -22,9 +22,9 @@ def write(path, text):
 
 @pytest.fixture
 def table(tmp_path):
-    """Flickr8k as a table: two captions an image, some with commas and quotes."""
+    """Flickr8k as a table: two captions per image, some with commas and quotes."""
     for i, name in enumerate(NAMES):
-        picture(tmp_path / "Images" / name, seed=i)
+        write_image(tmp_path / "Images" / name, seed=i)
     lines = [f'{name},a dog {name}\n{name},"a cat, ""Tom"""\n' for name in NAMES]
     write(tmp_path / "captions.txt", "image,caption\n" + "".join(lines))
     return tmp_path
@@ -32,9 +32,9 @@ def table(tmp_path):
 
 @pytest.fixture
 def tokens(tmp_path):
-    """Flickr8k as its authors gave it."""
+    """Flickr8k as its authors published it."""
     for i, name in enumerate(NAMES):
-        picture(tmp_path / "Flicker8k_Dataset" / name, seed=i)
+        write_image(tmp_path / "Flicker8k_Dataset" / name, seed=i)
     lines = [f"{name}#{k}\t{word} , {name} .\n" for name in NAMES for k, word in enumerate(("a dog", "a cat"))]
     write(tmp_path / "Flickr8k.token.txt", "".join(lines))
     return tmp_path
@@ -42,18 +42,18 @@ def tokens(tmp_path):
 
 @pytest.fixture
 def coco(tmp_path):
-    """Four images for training and two for validation; ids that are not in order."""
+    """Four images for training and two for validation, with unordered ids."""
     for part, n in (("train2017", 4), ("val2017", 2)):
         for i in range(n):
-            picture(tmp_path / part / NAMES[i], seed=i)
+            write_image(tmp_path / part / NAMES[i], seed=i)
         images = [{"id": 90 - i, "file_name": NAMES[i]} for i in range(n)]
         notes = [{"image_id": 90 - i, "caption": f" {word} {i}\n"} for word in ("a dog", "a cat") for i in range(n)]
         write(tmp_path / "annotations" / f"captions_{part}.json", json.dumps({"images": images, "annotations": notes}))
     return tmp_path
 
 
-def said(name, folder, split="train"):
-    """The one sentence with which a set is refused."""
+def error_message(name, folder, split="train"):
+    """Return the one line with which a data set is refused."""
     with pytest.raises(InputError) as error:
         load_captions(f"{name}:{folder}", split, 8)
     assert "\n" not in str(error.value)
@@ -77,25 +77,16 @@ def test_an_image_stays_with_its_captions(table):
     assert [f"a dog {i:02}.jpg" for i in shade] == [captions[0] for captions in train.captions]
 
 
-def test_most_takes_the_first(table):
-    assert load_captions(f"flickr8k:{table}", "train", 8, most=3).captions[2][0] == "a dog 02.jpg"
+def test_max_images_keeps_the_first(table):
+    assert load_captions(f"flickr8k:{table}", "train", 8, max_images=3).captions[2][0] == "a dog 02.jpg"
 
 
-def test_first_keeps_images_with_their_captions(table):
-    train = load_captions(f"flickr8k:{table}", "train", 8)
-    three = train.first(3)
-    assert len(three) == 3
-    assert torch.equal(three.images, train.images[:3])
-    assert three.captions == train.captions[:3]
-    assert len(train.first(100)) == len(train)
-
-
-def test_a_quote_that_the_last_line_does_not_close_is_named(table):
+def test_an_unclosed_quote_in_the_last_line_is_named(table):
     path = write(table / "captions.txt", 'image,caption\n00.jpg,fine\n01.jpg,"never closed\n')
-    assert f"{path}, line 3: " in said("flickr8k", table)
+    assert f"{path}, line 3: " in error_message("flickr8k", table)
 
 
-def test_a_comma_that_is_not_quoted_and_an_empty_line_are_no_harm(table):
+def test_unquoted_commas_and_empty_lines_are_accepted(table):
     write(table / "captions.txt", "image,caption\r\n00.jpg,one, two\r\n\r\n01.jpg,three\r\n")
     assert load_captions(f"flickr8k:{table}", "train", 8).captions == (("one, two",), ("three",))
 
@@ -104,44 +95,44 @@ def test_a_comma_that_is_not_quoted_and_an_empty_line_are_no_harm(table):
     ("line", "number"),
     [(b"01.jpg", 3), (b",no name", 3), (b"01.jpg, ", 3), (b'01.jpg,"never closed', 3), (b"01.jpg,\xff\xfe", 3)],
 )
-def test_a_broken_line_of_a_table_is_named(table, line, number):
-    rest = b"02.jpg,and more\n" * 10_000  # longer than a field of a table may be
+def test_a_malformed_line_of_a_table_is_named(table, line, number):
+    rest = b"02.jpg,and more\n" * 10_000  # longer than the limit of a csv field
     path = table / "captions.txt"
     path.write_bytes(b"image,caption\n00.jpg,fine\n" + line + b"\n" + rest)
-    assert f"{path}, line {number}: " in said("flickr8k", table)
+    assert f"{path}, line {number}: " in error_message("flickr8k", table)
 
 
-def test_lines_of_tokens_and_the_published_split(tokens):
+def test_token_files_are_read_with_the_published_split(tokens):
     write(tokens / "Flickr_8k.trainImages.txt", "03.jpg\n01.jpg\n")
     write(tokens / "Flickr_8k.devImages.txt", "02.jpg\n")
     train, val = (load_captions(f"flickr8k:{tokens}", split, 8) for split in ("train", "val"))
     assert train.captions == (("a dog , 03.jpg .", "a cat , 03.jpg ."), ("a dog , 01.jpg .", "a cat , 01.jpg ."))
     assert len(val) == 1
-    assert "has no Flickr_8k.testImages.txt" in said("flickr8k", tokens, "test")  # not a tenth of the others' images
+    assert "Flickr_8k.testImages.txt" in error_message("flickr8k", tokens, "test")  # instead of a tenth of the other splits
 
 
 @pytest.mark.parametrize("line", ["01.jpg a dog", "01.jpg#0 a dog", "01.jpg#0\t", "#0\ta dog", "01.jpg#x\ta dog"])
-def test_a_broken_line_of_tokens_is_named(tokens, line):
+def test_a_malformed_line_of_tokens_is_named(tokens, line):
     path = tokens / "Flickr8k.token.txt"
     path.write_text(path.read_text() + line + "\n")
-    assert f"{path}, line 25: " in said("flickr8k", tokens)
+    assert f"{path}, line 25: " in error_message("flickr8k", tokens)
 
 
 def test_a_missing_image_is_left_out_and_counted(tokens, capsys):
     (tokens / "Flicker8k_Dataset" / "03.jpg").unlink()
-    (tokens / "Flicker8k_Dataset" / "04.jpg").write_bytes(b"no image")
+    (tokens / "Flicker8k_Dataset" / "04.jpg").write_bytes(b"not an image")
     train = load_captions(f"flickr8k:{tokens}", "train", 8)
     assert [c[0][8:10] for c in train.captions] == ["00", "01", "02", "05", "06", "07", "08", "10", "11"]
     assert "2 of 11 files" in capsys.readouterr().out
 
 
-def test_without_any_image_it_is_said(tokens):
+def test_a_folder_without_images_is_refused(tokens):
     for file in (tokens / "Flicker8k_Dataset").iterdir():
         file.unlink()
-    assert "None of the 11 files" in said("flickr8k", tokens)
+    assert "None of the 11 files" in error_message("flickr8k", tokens)
 
 
-def test_coco(coco):
+def test_coco_is_read_in_the_order_of_its_annotations(coco):
     train, test = (load_captions(f"coco:{coco}", split, 8) for split in ("train", "test"))
     assert train.captions == tuple((f"a dog {i}", f"a cat {i}") for i in range(4))
     assert test.images.shape == (2, 3, 8, 8)
@@ -150,27 +141,27 @@ def test_coco(coco):
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
-        ('{"images": [],\n"annotations": [,]}', "line 2: this is not JSON"),
+        ('{"images": [],\n"annotations": [,]}', "line 2: "),
         ('{"images": []}', "'annotations'"),
         ('{"images": [{"id": 1}], "annotations": []}', "'file_name'"),
         ('{"images": [], "annotations": [{"image_id": 7, "caption": "x"}]}', "7"),
         ('{"images": [{"id": 1, "file_name": "a"}], "annotations": [{"image_id": 1, "caption": 5}]}', "strip"),
-        ("[]", "not COCO's list"),
-        ('{"images": [], "annotations": []}', "has no captions"),
+        ("[]", "captions_train2017.json"),
+        ('{"images": [], "annotations": []}', "no captions"),
     ],
 )
-def test_a_broken_list_of_coco_is_named(coco, text, says):
+def test_a_malformed_file_of_coco_is_named(coco, text, message):
     write(coco / "annotations" / "captions_train2017.json", text)
-    assert says in said("coco", coco)
+    assert message in error_message("coco", coco)
 
 
-def test_what_is_not_there_is_said(tmp_path):
-    assert f"There is no folder {tmp_path / 'nowhere'}" in said("coco", tmp_path / "nowhere")
+def test_missing_files_and_wrong_arguments_are_named(tmp_path):
+    assert str(tmp_path / "nowhere") in error_message("coco", tmp_path / "nowhere")
     (tmp_path / "a" / "Images").mkdir(parents=True)
-    assert "has no captions.txt or Flickr8k.token.txt" in said("flickr8k", tmp_path / "a")
-    assert "has no Images or Flicker8k_Dataset" in said("flickr8k", tmp_path)
-    assert "captions_train2017.json" in said("coco", tmp_path)
-    assert "choose flickr8k:PATH or coco:PATH" in said("flickr30k", tmp_path)
-    assert "no split 'dev'" in said("coco", tmp_path, "dev")
+    assert "captions.txt or Flickr8k.token.txt" in error_message("flickr8k", tmp_path / "a")
+    assert "Images or Flicker8k_Dataset" in error_message("flickr8k", tmp_path)
+    assert "captions_train2017.json" in error_message("coco", tmp_path)
+    assert "did you mean 'flickr8k'" in error_message("flickr30k", tmp_path)
+    assert "split 'dev'" in error_message("coco", tmp_path, "dev")

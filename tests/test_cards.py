@@ -1,38 +1,56 @@
-"""Every checkpoint that is shipped is small, says where it comes from, and gives the numbers of its card."""
+"""Shipped checkpoints: each is small, has a card that says how it was trained, and gives the numbers of its card."""
 
 import json
 
 import pytest
 
-from minissl import pretrained
-from minissl.config import Run
-from minissl.evaluate import extract, knn, rank_me
-from minissl.scores import accuracy
+from minissl.evaluation import extract_features, knn, rank_me
+from minissl.evaluation.benchmark import accuracy
+from minissl.hub import pretrained
+from minissl.methods.registry import get_method_class, method_options
+from minissl.training.checkpoint import FORMAT_VERSION
+from minissl.training.config import TrainConfig
+from minissl.training.run import RunConfig
 
-CARDS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(pretrained.OWN.glob("*.json"))}
+CARD_PATHS = sorted(pretrained.CHECKPOINT_DIR.glob("*.json"))
+CARDS = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in CARD_PATHS}
+
+every_card = pytest.mark.parametrize("name", CARDS)
 
 
-def test_every_checkpoint_has_a_card_and_every_card_a_checkpoint():
-    assert {path.stem for path in pretrained.OWN.glob("*.safetensors")} == set(CARDS)
+def test_checkpoints_and_cards_come_in_pairs():
+    assert CARDS
+    assert {path.stem for path in pretrained.CHECKPOINT_DIR.glob("*.safetensors")} == set(CARDS)
 
 
-@pytest.mark.parametrize("name", CARDS)
-def test_a_checkpoint_is_small_and_its_card_says_how_it_was_made(name):
-    assert (pretrained.OWN / f"{name}.safetensors").stat().st_size <= 3 << 20
-    assert set(CARDS[name]) == {"run", "plan", "metrics"}
-    run = Run(**CARDS[name]["run"])  # the command, the seed and the data
-    assert {"seed", "minutes", "epochs"} <= set(run.loop)
+@every_card
+def test_a_checkpoint_is_small_and_its_card_is_complete(name):
+    assert (pretrained.CHECKPOINT_DIR / f"{name}.safetensors").stat().st_size <= 3 << 20
+    assert CARDS[name]["format_version"] == FORMAT_VERSION
+    run = RunConfig(**CARDS[name]["run"])
+    TrainConfig(**run.train)
+    assert set(run.method_options) == set(method_options(get_method_class(run.method)))
     assert CARDS[name]["plan"]["steps"] > 0
 
 
+@every_card
+def test_an_exported_method_has_the_options_of_its_card(name):
+    run = RunConfig(**CARDS[name]["run"])
+    if name == "rotation":  # the encoder alone
+        assert pretrained.load_encoder(f"scenes/{name}").config == run.encoder | {"weights": "none"}
+        return
+    method = pretrained.load_method(f"scenes/{name}")
+    assert json.loads(json.dumps(method.config)) == {"name": run.method, "options": run.method_options}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CARDS)
+@every_card
 def test_a_checkpoint_gives_the_numbers_of_its_card(name):
-    """Within half a point; on the images the card counts."""
-    said = CARDS[name]["metrics"]
-    run = Run(**CARDS[name]["run"] | {"data": said["data"]})
-    train, test = (run.images(split).some(said[f"{split}_images"]) for split in ("train", "test"))
-    encoder = pretrained.load(f"scenes/{name}")
-    features, tests = (extract(encoder, part.images, run.size, pool=run.reads) for part in (train, test))
-    assert accuracy(knn(features, train.labels, tests), test.labels) == pytest.approx(said["knn"], abs=0.005)
-    assert rank_me(tests) == pytest.approx(said["rank_me"], rel=0.01)
+    """k-NN within half a point, on as many images as the card counts."""
+    metrics = CARDS[name]["metrics"]
+    run = RunConfig(**CARDS[name]["run"] | {"data": metrics["data"]})
+    train, test = (run.load_dataset(split).subsample(metrics[f"{split}_images"]) for split in ("train", "test"))
+    encoder, size = pretrained.load_encoder(f"scenes/{name}"), run.encoder["image_size"]
+    features, queries = (extract_features(encoder, part, size, pooling=run.feature_pooling) for part in (train, test))
+    assert accuracy(knn(features, train.labels, queries), test.labels) == pytest.approx(metrics["knn"], abs=0.005)
+    assert rank_me(queries) == pytest.approx(metrics["rank_me"], rel=0.01)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minissl.augment import normalize
-from minissl.evaluate import class_vectors, in_templates, retrieval, sentence_vectors, zero_shot, zero_shot_sum
-from minissl.method import Batch
-from minissl.methods.clip import CLIP, clip_loss, equally_true
+from minissl.data.transforms.functional import normalize
+from minissl.evaluation import class_embeddings, fill_templates, retrieval_recall, prompt_embeddings, zero_shot, zero_shot_classify_sum
+from minissl.data.batch import Batch
+from minissl.methods.clip import CLIP, clip_loss, duplicate_caption_mask
 from tests.golden import tiny_vit, wave
 
 
@@ -123,7 +123,7 @@ def test_a_pair_apart_from_the_batch_and_forgiven_changes_no_gradient():
 def test_equally_true_means_the_very_same_captions():
     captions = [("a", "b"), ("c",), ("a", "b"), ("b", "a"), ("a",), ("c",)]
     expected = torch.tensor([[one == other for other in captions] for one in captions])
-    assert torch.equal(equally_true(captions), expected)
+    assert torch.equal(duplicate_caption_mask(captions), expected)
 
 
 COLORS = {"red": (200, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 200), "white": (220, 220, 220)}
@@ -169,7 +169,7 @@ def test_learns_what_colours_are_called():
     sentences = [[f"a {name} square"] for name in COLORS]
     with torch.no_grad():
         vectors = method.embed_images(normalize(batch.images[:, :, :16, :16] / 255))
-    found = zero_shot(vectors, class_vectors(method.embed_text, sentences))
+    found = zero_shot(vectors, class_embeddings(method.embed_text, sentences))
     assert found.tolist() == [0, 1, 2, 3]
 
 
@@ -222,7 +222,7 @@ def test_a_long_caption_is_cut():
 
 def test_a_class_is_the_mean_of_its_sentences_directions():
     vectors = {"a": [10.0, 0.0], "b": [0.0, 0.1], "c": [-3.0, 4.0]}
-    found = class_vectors(lambda texts: torch.tensor([vectors[text] for text in texts]), [["a", "b"], ["c"]])
+    found = class_embeddings(lambda texts: torch.tensor([vectors[text] for text in texts]), [["a", "b"], ["c"]])
     torch.testing.assert_close(found, torch.tensor([[0.5**0.5, 0.5**0.5], [-0.6, 0.8]]))
 
 
@@ -230,13 +230,13 @@ def test_zero_shot_sum_is_the_mean_share_of_the_softmax():
     torch.manual_seed(0)
     vectors = {text: torch.randn(4) for text in "abcde"}
     prompts, images = [["a", "b", "c"], ["d", "e"]], torch.randn(20, 4)
-    sentences = sentence_vectors(lambda texts: torch.stack([vectors[text] for text in texts]), prompts)
+    sentences = prompt_embeddings(lambda texts: torch.stack([vectors[text] for text in texts]), prompts)
     expected = []
     for image in images:
         power = {t: math.exp(7 * float(F.cosine_similarity(image, vectors[t], dim=0))) for t in vectors}
         means = [sum(power[t] for t in texts) / len(texts) for texts in prompts]
         expected.append(means.index(max(means)))
-    assert zero_shot_sum(images, sentences, 7.0).tolist() == expected
+    assert zero_shot_classify_sum(images, sentences, 7.0).tolist() == expected
     assert 0 < sum(expected) < 20
 
 
@@ -247,19 +247,19 @@ def test_zero_shot_takes_the_nearest_direction():
 
 
 def test_names_are_put_in_templates():
-    assert in_templates(["cat", "dog"], ("a {}.", "{}")) == [["a cat.", "cat"], ["a dog.", "dog"]]
-    assert [len(texts) for texts in in_templates(["cat", "dog"])] == [5, 5]
+    assert fill_templates(["cat", "dog"], ("a {}.", "{}")) == [["a cat.", "cat"], ["a dog.", "dog"]]
+    assert [len(texts) for texts in fill_templates(["cat", "dog"])] == [5, 5]
 
 
 def test_retrieval_is_within_groups_and_leaves_a_rest_out():
     found = torch.eye(5)
     queries = 7 * found[[0, 1, 3, 2, 1]]  # the second group is crossed, the fifth is a rest
-    assert retrieval(queries, found, torch.arange(5), group=2) == pytest.approx(0.5)
-    assert retrieval(queries, found, torch.arange(5), group=1) == 1.0
-    assert retrieval(queries, found, torch.arange(5), group=5) == pytest.approx(2 / 5)
-    assert retrieval(queries, found, torch.tensor([0, 1, 2, 2, 4]), group=2) == 1.0  # as right as its own
+    assert retrieval_recall(queries, found, torch.arange(5), group_size=2) == pytest.approx(0.5)
+    assert retrieval_recall(queries, found, torch.arange(5), group_size=1) == 1.0
+    assert retrieval_recall(queries, found, torch.arange(5), group_size=5) == pytest.approx(2 / 5)
+    assert retrieval_recall(queries, found, torch.tensor([0, 1, 2, 2, 4]), group_size=2) == 1.0  # as right as its own
 
 
 def test_retrieval_of_less_than_a_group_is_refused():
     with pytest.raises(ValueError, match="3 pairs"):
-        retrieval(torch.eye(3), torch.eye(3), torch.arange(3), group=4)
+        retrieval_recall(torch.eye(3), torch.eye(3), torch.arange(3), group_size=4)

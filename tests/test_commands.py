@@ -1,149 +1,149 @@
-"""What a person types: bad input is one sentence and exit code 2 before any work; good input leaves a whole run."""
+"""The command line: bad input gives one sentence and exit code 2 before any work; good input leaves a complete run."""
 
 import json
 import re
-from pathlib import Path
+import subprocess
+import sys
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from minissl.__main__ import main, parse_run
-from minissl.checkpoint import load_tensors
-from minissl.method import find
+from minissl import __version__
+from minissl.cli import main, parse_run
+from minissl.training.checkpoint import load_tensors
+from tests.folders import TINY, class_folders, flat_folder, picture
 
-TINY = (
-    "--image_size 16 --size 16 --local_size 8 --encoder.patch_size 8 --prototypes 32 --hidden 16 --bottleneck 8 "
-    "--batch_size 4 --minutes 0 --epochs 1"
-).split()
+RUN_FILES = {"config.json", "log.jsonl", "checkpoint.safetensors", "encoder.safetensors", "metrics.json",
+             "attention.png", "pca.png", "curves.png", "collapse.png"}  # fmt: skip
+USER_METHOD = '''
+"""A method in a user's own file."""
+import torch
+from minissl import Method
+from minissl.data.transforms.functional import normalize, random_resized_crop
 
+class MeanColor(Method):
+    """Predict an image's mean color."""
+    presets = {"cpu": {"encoder.name": "nano", "encoder.patch_size": 8}, "gpu": {}}
+    feature_pooling = "both"
 
-def picture(path: Path, size=(20, 24), seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(path)
+    def __init__(self, encoder, *, crop_size: int = 16):
+        super().__init__()
+        self.encoder = encoder
+        self.head = torch.nn.Linear(encoder.embed_dim, 3)
+        self.crop_size = crop_size
+
+    def loss(self, batch, progress):
+        crops = random_resized_crop(batch.images, self.crop_size, (0.5, 1.0))
+        colors = self.head(self.encoder.cls_tokens(normalize(crops)))
+        return {"loss": (colors - crops.mean(dim=(2, 3))).square().mean()}
+'''
 
 
 @pytest.fixture
-def labelled(tmp_path):
+def labeled(tmp_path):
     """train/ and test/, two classes."""
-    for split, n in (("train", 6), ("test", 3)):
-        for kind in ("cat", "dog"):
-            for i in range(n):
-                picture(tmp_path / "data" / split / kind / f"{i}.png", seed=i)
-    return tmp_path / "data"
+    return class_folders(tmp_path / "data", train=6, test=3)
 
 
 def refused(capsys, words, out=None):
-    """Run a command that must be refused; returns its one sentence."""
-    assert main([str(w) for w in words]) == 2
-    said = capsys.readouterr().err
-    (sentence,) = re.findall(r"(?:^|[\r\n]) *(minissl: [^\r\n]*)", said)
-    assert "Traceback" not in said
+    """Run a command that must be refused; return its one sentence."""
+    assert main([str(word) for word in words]) == 2
+    printed = capsys.readouterr().err
+    (sentence,) = re.findall(r"(?:^|[\r\n]) *(minissl: [^\r\n]*)", printed)
+    assert "Traceback" not in printed
     assert out is None or not out.exists()
     return sentence
 
 
-def test_a_batch_that_has_to_stay_whole_is_said_before_any_work(capsys, tmp_path):
-    words = ["train", "simclr", "--data", "digits", "--device", "cpu", "--accumulate", "2", "--out", tmp_path / "run"]
-    assert "compares the images of a batch with each other" in refused(capsys, words, tmp_path / "run")
-
-
 @pytest.mark.parametrize(
-    ("words", "says"),
+    ("words", "named"),
     [
-        (["learn"], "no command 'learn'"),
-        (["train"], "Say which method"),
-        (["train", "byool"], "no method 'byool'; choose one of"),
-        (["train", "dino", "--data", "imagenot"], "no data set 'imagenot'; choose"),
-        (["train", "dino", "--device", "tpu"], "no device 'tpu'; choose"),
-        (["train", "dino", "--device", "cpu:x"], "no device 'cpu:x'; choose"),
-        (["train", "dino", "--preset", "huge"], "no preset 'huge'; choose"),
+        (["learn"], "learn"),
+        (["trian"], "'train'"),
+        (["few_shots", "runs/a"], "'few-shot'"),
+        (["train"], "dino"),
+        (["train", "byool"], "byool"),
+        (["train", "dinno"], "'dino'"),
+        (["train", "./nowhere.py"], "nowhere.py"),
+        (["train", "dino", "--data", "imagenot"], "imagenot"),
+        (["train", "dino", "--data", "scene"], "'scenes'"),
+        (["train", "dino", "--device", "tpu"], "tpu"),
+        (["train", "dino", "--device", "cpu:x"], "cpu:x"),
+        (["train", "dino", "--preset", "huge"], "huge"),
         (["train", "dino", "--prototipes", "3"], "--prototipes"),
+        (["train", "dino", "--num_prototype", "3"], "'--num_prototypes'"),
+        (["train", "dino", "--minute", "1"], "--minute"),
         (["train", "dino", "--batch_size", "many"], "batch_size"),
-        (["train", "dino", "--data", "folder:/nowhere/at/all"], "no folder"),
+        (["train", "dino", "--data", "folder:/nowhere/at/all"], "/nowhere/at/all"),
         (["train", "dino", "--data=folder:/no-where/at-all"], "/no-where/at-all"),
-        (["train", "dino", "--batch_size", "0"], "--batch_size is 0; give a number above 0."),
-        (["train", "dino", "--accumulate", "0"], "--accumulate is 0; give a number above 0."),
-        (["train", "dino", "--cool", "0"], "--cool is 0.0; give a number above 0."),
-        (["train", "dino", "--seed=-1"], "--seed is -1; give a number that is not negative."),
-        (["train", "dino", "--lr=-1e-3"], "--lr is -0.001; give a number that is not negative."),
-        (["train", "dino", "--encoder.patch_size", "7"], "do not divide into patches of 7"),
+        (["train", "dino", "--batch_size", "0"], "--batch_size"),
+        (["train", "dino", "--grad_accum_steps", "0"], "--grad_accum_steps"),
+        (["train", "dino", "--schedule_fraction", "0"], "--schedule_fraction"),
+        (["train", "dino", "--seed=-1"], "--seed"),
+        (["train", "dino", "--lr=-1e-3"], "--lr"),
+        (["train", "dino", "--encoder.patch_size", "7"], "patches of 7"),
         (["train", "dino", "--encoder.name", "enormous"], "enormous"),
-        (["evaluate", "/nowhere"], "holds no run"),
-        (["show", "/nowhere"], "holds no run"),
+        (["train", "simclr", "--data", "digits", "--grad_accum_steps", "2"], "--grad_accum_steps"),
+        (["evaluate", "/nowhere"], "/nowhere"),
+        (["visualize", "/nowhere"], "/nowhere"),
+        (["recommend", "folder:/nowhere", "--minutes=-1"], "--minutes"),
     ],
 )
-def test_what_is_wrong_is_said(capsys, tmp_path, words, says):
+def test_bad_input_gets_a_sentence_that_names_it(capsys, tmp_path, words, named):
     out = ["--out", tmp_path / "run"] if words[0] == "train" and len(words) > 1 else []
-    assert says in refused(capsys, [*words, *out], tmp_path / "run")
+    assert named in refused(capsys, [*words, *out], tmp_path / "run")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_gpu_that_is_not_there_is_said(capsys, tmp_path):
+def test_a_missing_gpu_is_refused(capsys, tmp_path):
     words = ["train", "dino", "--device", "cuda", "--out", tmp_path / "run"]
-    assert "no cuda device" in refused(capsys, words, tmp_path / "run")
+    assert "--device" in refused(capsys, words, tmp_path / "run")
 
 
-def test_an_empty_folder_is_said(capsys, tmp_path):
-    (tmp_path / "empty").mkdir()
-    words = ["train", "dino", *TINY, "--data", f"folder:{tmp_path / 'empty'}", "--out", tmp_path / "run"]
-    assert "is empty" in refused(capsys, words, tmp_path / "run")
+def test_folders_without_images_are_refused(capsys, tmp_path):
+    for name, files in (("empty", 0), ("texts", 3)):
+        (tmp_path / name).mkdir()
+        for i in range(files):
+            (tmp_path / name / f"{i}.txt").write_text("not an image")
+        words = ["train", "dino", *TINY, "--data", f"folder:{tmp_path / name}", "--out", tmp_path / "run"]
+        assert name in refused(capsys, words, tmp_path / "run")
 
 
-def test_a_folder_without_any_image_is_said(capsys, tmp_path):
-    (tmp_path / "texts").mkdir()
-    for i in range(3):
-        (tmp_path / "texts" / f"{i}.txt").write_text("no picture")
-    words = ["train", "dino", *TINY, "--data", f"folder:{tmp_path / 'texts'}", "--out", tmp_path / "run"]
-    assert "None of the" in refused(capsys, words, tmp_path / "run")
+def test_an_image_smaller_than_a_crop_is_named(capsys, labeled, tmp_path):
+    picture(labeled / "train" / "cat" / "small.png", size=(12, 40))
+    words = ["train", "dino", *TINY, "--data", f"folder:{labeled}", "--out", tmp_path / "run"]
+    assert "small.png" in refused(capsys, words, tmp_path / "run")
 
 
-def test_an_image_smaller_than_a_crop_is_named(capsys, labelled, tmp_path):
-    picture(labelled / "train" / "cat" / "small.png", size=(12, 40))
-    words = ["train", "dino", *TINY, "--data", f"folder:{labelled}", "--out", tmp_path / "run"]
-    sentence = refused(capsys, words, tmp_path / "run")
-    assert "small.png is 12 pixels" in sentence
-    assert "crop of 16" in sentence
+def test_a_batch_larger_than_the_data_is_refused(capsys, labeled, tmp_path):
+    words = ["train", "dino", *TINY, "--batch_size", "64", "--data", f"folder:{labeled}", "--out", tmp_path / "run"]
+    assert "--batch_size 64" in refused(capsys, words, tmp_path / "run")
 
 
-def test_a_batch_larger_than_the_data_is_said(capsys, labelled, tmp_path):
-    words = ["train", "dino", *TINY, "--batch_size", "64", "--data", f"folder:{labelled}", "--out", tmp_path / "run"]
-    assert "64 is larger than the data (12 images)" in refused(capsys, words, tmp_path / "run")
+def test_a_file_in_the_place_of_the_run_stays(capsys, tmp_path):
+    (tmp_path / "run").write_text("content")
+    assert "--out" in refused(capsys, ["train", "dino", *TINY, "--data", "digits", "--out", tmp_path / "run"])
+    assert (tmp_path / "run").read_text() == "content"
 
 
-def test_a_file_in_the_place_of_the_run_is_said(capsys, tmp_path):
-    (tmp_path / "run").write_text("here first")
-    assert "is a file" in refused(capsys, ["train", "dino", *TINY, "--data", "digits", "--out", tmp_path / "run"])
-    assert (tmp_path / "run").read_text() == "here first"
-
-
-def test_a_run_from_a_folder_of_classes(capsys, labelled, tmp_path):
-    """From images to pictures; broken files are counted; then every way to come back to the run."""
-    (labelled / "train" / "cat" / "broken.jpg").write_bytes((labelled / "train" / "cat" / "0.png").read_bytes()[:60])
-    (labelled / "train" / "cat" / "notes.txt").write_text("not an image")
-    out, data = tmp_path / "run", ["--data", f"folder:{labelled}"]
+def test_a_run_on_class_folders(capsys, labeled, tmp_path):
+    """Train, resume, evaluate and visualize; unreadable files are counted."""
+    (labeled / "train" / "cat" / "broken.jpg").write_bytes((labeled / "train" / "cat" / "000.png").read_bytes()[:60])
+    (labeled / "train" / "cat" / "notes.txt").write_text("not an image")
+    out, data = tmp_path / "run", ["--data", f"folder:{labeled}"]
     words = ["train", "dino", *TINY, *data, "--out", str(out)]
     assert main(words) == 0
-    said = capsys.readouterr().out
-    assert said.startswith("Training dino on the cpu")
-    assert "2 of 14 files" in said
-    assert "3 steps in about" in said
-    files = {path.name for path in out.iterdir()} - {".lock"}
-    assert files == {"config.json", "log.jsonl", "checkpoint.safetensors", "encoder.safetensors", "metrics.json",
-                     "attention.png", "pca.png", "curves.png", "collapse.png"}  # fmt: skip
+    assert "2 of 14 files" in capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} - {".lock"} == RUN_FILES
     metrics = json.loads((out / "metrics.json").read_text())
     assert {"knn", "linear", "rank_me", "random_knn", "random_linear", "train_images"} <= set(metrics)
     assert metrics["test_images"] == 6
 
     before = load_tensors(out / "checkpoint.safetensors")[0]
-    assert "already holds a run of dino" in refused(capsys, words)
-    assert f"a run with lr {find('dino').presets['cpu']['lr']}, not 0.5" in refused(
-        capsys, [*words, "--resume", "--lr", "0.5"]
-    )
+    assert "--resume" in refused(capsys, words)
+    assert "lr" in refused(capsys, [*words, "--resume", "--lr", "0.5"])
     digits = ["digits" if word.startswith("folder:") else word for word in words]
-    assert "a run with data folder:" in refused(capsys, [*digits, "--resume"])
+    assert "data" in refused(capsys, [*digits, "--resume"])
     assert main([*words, "--resume"]) == 0
     after = load_tensors(out / "checkpoint.safetensors")[0]
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -151,35 +151,45 @@ def test_a_run_from_a_folder_of_classes(capsys, labelled, tmp_path):
     (out / "metrics.json").unlink()
     (out / "pca.png").unlink()
     assert main(["evaluate", str(out)]) == 0
-    assert main(["show", str(out)]) == 0
+    assert main(["visualize", str(out)]) == 0
     assert json.loads((out / "metrics.json").read_text()) == metrics
     assert (out / "pca.png").exists()
     (out / "checkpoint.safetensors").write_bytes(b"cut")
-    assert "not a whole checkpoint" in refused(capsys, [*words, "--resume"])
+    assert "checkpoint.safetensors" in refused(capsys, [*words, "--resume"])
 
 
-def test_a_run_from_unlabelled_images(tmp_path, capsys):
-    for i in range(20):
-        picture(tmp_path / "data" / f"{i:02}.png", seed=i)
-    out = tmp_path / "run"
-    assert main(["train", "dino", *TINY, "--data", f"folder:{tmp_path / 'data'}", "--out", str(out)]) == 0
+def test_a_run_on_images_without_labels(tmp_path):
+    folder, out = flat_folder(tmp_path / "data", 20), tmp_path / "run"
+    assert main(["train", "dino", *TINY, "--data", f"folder:{folder}", "--out", str(out)]) == 0
     metrics = json.loads((out / "metrics.json").read_text())
-    assert metrics["train_images"] == 18
-    assert metrics["test_images"] == 2
+    assert (metrics["train_images"], metrics["test_images"]) == (18, 2)
     assert "knn" not in metrics
     assert metrics["rank_me"] >= 1
 
 
-def test_an_option_is_written_out(capsys):
-    """What begins like one is told to be none, and not taken for it with a library's warning."""
-    said = refused(capsys, ["train", "dino", "--minute", "1"])
-    assert said.rstrip().endswith("--minute 1. --help lists the options.")
+@pytest.mark.slow
+def test_a_method_in_a_users_own_file(capsys, labeled, tmp_path, monkeypatch):
+    """It trains, resumes from another directory and is evaluated; a file without a method is refused."""
+    (tmp_path / "mine.py").write_text(USER_METHOD)
+    (tmp_path / "none.py").write_text("x = 1\n")
+    (tmp_path / "broken.py").write_text("import no_such_module\n")
+    monkeypatch.chdir(tmp_path)
+    options = ["--crop_size", "16", "--image_size", "16", "--batch_size", "4", "--minutes", "0", "--epochs", "1"]
+    words = [*options, "--data", f"folder:{labeled}", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert "none.py" in refused(capsys, ["train", "./none.py", *words])
+    assert "no_such_module" in refused(capsys, ["train", "./broken.py", *words])
+    assert main(["train", "./mine.py", *words]) == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["train", "../mine.py", *words, "--resume"]) == 0
+    assert main(["evaluate", str(tmp_path / "run")]) == 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} - {".lock"} == RUN_FILES
 
 
 def test_an_option_may_have_hyphens_and_its_value_keeps_them():
-    run, asked = parse_run(["dino", "--out=runs/my-run", "--batch-size=32", "--lr=5e-4", "--encoder.patch-size", "4"])
-    assert str(asked["out"]) == "runs/my-run"
-    assert (run.loop["batch_size"], run.loop["lr"], run.encoder["patch_size"]) == (32, 5e-4, 4)
+    run, options = parse_run(["dino", "--out=runs/my-run", "--batch-size=32", "--lr=5e-4", "--encoder.patch-size", "4"])
+    assert str(options["out"]) == "runs/my-run"
+    assert (run.train["batch_size"], run.train["lr"], run.encoder["patch_size"]) == (32, 5e-4, 4)
 
 
 def test_help_lists_every_option(capsys):
@@ -187,5 +197,13 @@ def test_help_lists_every_option(capsys):
         main(["train", "dino", "--help"])
     assert stopped.value.code == 0
     listed = capsys.readouterr().out
-    for option in ("--prototypes", "--lr", "--encoder.name", "--resume", "--minutes", "--teacher_temperature"):
+    for option in ("--num_prototypes", "--lr", "--encoder.name", "--resume", "--minutes", "--teacher_temp"):
         assert option in listed
+
+
+def test_version_from_any_folder(tmp_path):
+    """The installed package is found, also where a folder of its name lies beside."""
+    (tmp_path / "minissl").mkdir()
+    command = [sys.executable, "-m", "minissl", "--version"]
+    printed = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert printed == f"minissl {__version__}\n"

@@ -1,95 +1,105 @@
-"""Copies are found, groups get equal places, and what is like the chosen comes first."""
+"""Near-duplicates are found, groups are sampled evenly, and similar images are retrieved first."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from sklearn.metrics import adjusted_rand_score
 
-from minissl.data.curation import balanced, clusters, copies, nearest, retrieved, thumbnails
-from minissl.data.pool import Pool
+from minissl.data import curation
+from minissl.data.curation import (
+    balanced_sample,
+    cluster,
+    find_near_duplicates,
+    nearest_neighbors,
+    retrieve_similar,
+    thumbnail_descriptors,
+)
+from minissl.data.synthetic.uncurated import UncuratedPool
 
 
-def by_loops(features, threshold):
-    """The first of everybody's company, by walking from copy to copy."""
+def connected_components(features, threshold):
+    """Return the first index of each image's component, by graph search."""
     x = F.normalize(features, dim=-1)
-    near, first = x @ x.mT >= threshold, []
+    adjacent, first = x @ x.mT >= threshold, []
     for i in range(len(x)):
-        company, edge = {i}, [i]
-        while edge:
-            for j in near[edge.pop()].nonzero()[:, 0].tolist():
-                if j not in company:
-                    company.add(j)
-                    edge.append(j)
-        first.append(min(company))
+        component, queue = {i}, [i]
+        while queue:
+            for j in adjacent[queue.pop()].nonzero()[:, 0].tolist():
+                if j not in component:
+                    component.add(j)
+                    queue.append(j)
+        first.append(min(component))
     return torch.tensor(first)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_copies_equal_the_walk(seed):
+def test_near_duplicates_equal_a_graph_search(seed):
     torch.manual_seed(seed)
-    features = torch.randn(120, 3)  # crowded: long chains of copies
-    found = copies(features, 0.97, k=120)
-    assert torch.equal(found, by_loops(features, 0.97))
-    assert len(found.unique()) < 110
+    features = torch.randn(120, 3)  # dense: long chains of duplicates
+    first = find_near_duplicates(features, 0.97, k=120)
+    assert torch.equal(first, connected_components(features, 0.97))
+    assert len(first.unique()) < 110
 
 
-def test_without_copies_everybody_stays():
-    assert torch.equal(copies(torch.eye(40), 0.6), torch.arange(40))
+def test_without_duplicates_all_images_stay():
+    assert torch.equal(find_near_duplicates(torch.eye(40), 0.6), torch.arange(40))
 
 
-def test_nearest_equals_the_whole_matrix():
+def test_nearest_neighbors_equal_the_full_matrix(monkeypatch):
+    monkeypatch.setattr(curation, "CHUNK", 8)
     torch.manual_seed(0)
     a, b = torch.randn(30, 5), torch.randn(50, 5)
-    cosines, rows = nearest(a, b, 4)
-    right = (F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT).topk(4)
-    torch.testing.assert_close(cosines, right.values)
-    assert torch.equal(rows, right.indices)
+    similarities, indices = nearest_neighbors(a, b, 4)
+    expected = (F.normalize(a, dim=-1) @ F.normalize(b, dim=-1).mT).topk(4)
+    torch.testing.assert_close(similarities, expected.values)
+    assert torch.equal(indices, expected.indices)
 
 
-def test_clusters_find_heaps():
+def test_separated_clusters_are_found():
     torch.manual_seed(0)
     truth = torch.arange(200) % 4
-    found = clusters(5 * torch.eye(8)[truth] + 0.3 * torch.randn(200, 8), 4)
-    assert adjusted_rand_score(truth, found) == 1.0
+    assigned = cluster(5 * torch.eye(8)[truth] + 0.3 * torch.randn(200, 8), 4)
+    assert adjusted_rand_score(truth, assigned) == 1.0
 
 
 @pytest.mark.parametrize("n", [1, 12, 30, 45, 120])
-def test_every_group_has_as_many_as_it_can_give(n):
+def test_groups_are_sampled_evenly(n):
+    torch.manual_seed(0)
     groups = torch.tensor([0] * 80 + [1] * 30 + [2] * 8 + [3] * 2)[torch.randperm(120)]
-    rows = balanced(groups, n)
+    rows = balanced_sample(groups, n)
     assert len(rows.unique()) == n
     counts = torch.bincount(groups[rows], minlength=4)
-    for group in range(4):  # nobody has two fewer than another unless it has given all
+    for group in range(4):  # a group has at most one fewer than another, unless it was taken whole
         assert counts[group] >= counts.max() - 1 or counts[group] == (groups == group).sum()
-    assert torch.equal(rows, balanced(groups, n))
+    assert torch.equal(rows, balanced_sample(groups, n))
     if n == 30:
-        assert not torch.equal(rows, balanced(groups, n, seed=1))
+        assert not torch.equal(rows, balanced_sample(groups, n, seed=1))
 
 
-def test_what_is_like_the_chosen_comes_first():
+def test_similar_images_are_retrieved_first():
     torch.manual_seed(0)
     pool = torch.cat([torch.eye(4)[torch.arange(40) % 2], -torch.ones(60, 4)]) + 0.05 * torch.randn(100, 4)
-    rows = retrieved(pool, torch.eye(4)[:2], 40)
+    rows = retrieve_similar(pool, torch.eye(4)[:2], 40)
     assert sorted(rows.tolist()) == list(range(40))
-    assert sorted(retrieved(pool, torch.eye(4)[:2], 100).tolist()) == list(range(100))  # all, when all are asked for
-    first = retrieved(pool, torch.eye(4)[:2], 2)
-    assert {int(row) % 2 for row in first} == {0, 1}  # each of the chosen has had its nearest
+    assert sorted(retrieve_similar(pool, torch.eye(4)[:2], 100).tolist()) == list(range(100))
+    first = retrieve_similar(pool, torch.eye(4)[:2], 2)
+    assert {int(row) % 2 for row in first} == {0, 1}  # the nearest neighbor of each curated image
 
 
-def test_a_thumbnail_is_the_same_mirrored_and_lighter():
+def test_thumbnail_descriptors_are_invariant_to_flips_and_brightness():
     torch.manual_seed(0)
     images = torch.randint(30, 180, (6, 3, 16, 16), dtype=torch.uint8)
-    ours = thumbnails(images)
-    assert ours.shape == (6, 2 * 3 * 8 * 8)
-    torch.testing.assert_close(thumbnails(images.flip(-1)), ours, atol=1e-5, rtol=0)
-    lighter = (images.float() * 1.2).round().to(torch.uint8)
-    assert F.cosine_similarity(thumbnails(lighter), ours).min() > 0.99
-    assert F.cosine_similarity(ours, ours.roll(1, 0)).max() < 0.9
+    descriptors = thumbnail_descriptors(images)
+    assert descriptors.shape == (6, 2 * 3 * 8 * 8)
+    torch.testing.assert_close(thumbnail_descriptors(images.flip(-1)), descriptors, atol=1e-5, rtol=0)
+    brighter = (images.float() * 1.2).round().to(torch.uint8)
+    assert F.cosine_similarity(thumbnail_descriptors(brighter), descriptors).min() > 0.99
+    assert F.cosine_similarity(descriptors, descriptors.roll(1, 0)).max() < 0.9
 
 
-def test_copies_in_a_pool_are_found():
-    pool = Pool(400)
-    removed = copies(thumbnails(pool.images), 0.95) != torch.arange(400)
-    true, scene = pool.origin != torch.arange(400), pool.topic == 0
-    assert true[removed & scene].float().mean() > 0.9  # precision
-    assert removed[true & scene].float().mean() > 0.5  # recall
+def test_near_duplicates_in_a_pool_are_found():
+    pool = UncuratedPool(400)
+    removed = find_near_duplicates(thumbnail_descriptors(pool.images), 0.95) != torch.arange(400)
+    is_copy, is_scene = pool.origin != torch.arange(400), pool.topic == 0
+    assert is_copy[removed & is_scene].float().mean() > 0.9  # precision
+    assert removed[is_copy & is_scene].float().mean() > 0.5  # recall

@@ -1,4 +1,4 @@
-"""Clips in the layout of DAVIS: frames with a mask each, or one sentence that says what is wrong."""
+"""Clips in the layout of DAVIS are frames with a mask each; what is missing or damaged is named."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,13 @@ from PIL import Image
 
 from minissl.data.davis import VOID, list_clips, load_clip
 from minissl.errors import InputError
-from tests.folders import picture
+from tests.folders import write_image
 
 T, H, W = 3, 20, 32
 
 
 def mask_of(t):
-    """Object 1 moves to the right, object 2 stays, a line is void."""
+    """Return a mask in which object 1 moves to the right, object 2 stays, and a line is void."""
     mask = np.zeros((H, W), dtype=np.uint8)
     mask[4:12, 2 + 4 * t : 10 + 4 * t] = 1
     mask[14:18, 20:28] = 2
@@ -22,16 +22,16 @@ def mask_of(t):
 
 
 def save_mask(path, mask):
-    """As DAVIS does: numbers with a palette."""
+    """Save a mask as DAVIS does: numbers with a palette."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(mask)
-    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 3 * 253)  # a short one would lose the 255
+    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 3 * 253)  # Pillow would drop the value 255 with a shorter palette
     image.save(path)
 
 
 def clip(root, name, level="480p"):
     for t in range(T):
-        picture(root / "JPEGImages" / level / name / f"{t:05}.jpg", (H, W), seed=t)
+        write_image(root / "JPEGImages" / level / name / f"{t:05}.jpg", (H, W), seed=t)
         save_mask(root / "Annotations" / level / name / f"{t:05}.png", mask_of(t))
 
 
@@ -44,8 +44,8 @@ def root(tmp_path):
     return tmp_path
 
 
-def said(call, *arguments):
-    """The one sentence with which a call is refused."""
+def error_message(call, *arguments):
+    """Return the one line with which a call is refused."""
     with pytest.raises(InputError) as error:
         call(*arguments)
     assert "\n" not in str(error.value)
@@ -55,10 +55,10 @@ def said(call, *arguments):
 def test_clips_are_listed(root):
     assert list_clips(root) == ["bear", "swan"]
     assert list_clips(root, "val") == ["swan"]
-    assert "train.txt" in said(list_clips, root, "train")
+    assert "train.txt" in error_message(list_clips, root, "train")
 
 
-def test_the_list_of_a_split_may_be_in_another_folder_and_name_frames(root):
+def test_a_split_list_may_be_in_another_folder_and_list_frames(root):
     lists = root / "ImageSets"
     (lists / "480p").mkdir()
     lines = [f"/JPEGImages/480p/bear/{t:05}.jpg /Annotations/480p/bear/{t:05}.png" for t in range(T)]
@@ -68,14 +68,14 @@ def test_the_list_of_a_split_may_be_in_another_folder_and_name_frames(root):
     assert list_clips(root, "val") == ["swan"]  # 2017 comes first
 
 
-def test_a_list_without_clips_is_said(root):
+def test_a_list_without_clips_is_named(root):
     file = root / "ImageSets" / "2017" / "val.txt"
     file.write_text("\n")
-    assert f"{file} holds no clips" in said(list_clips, root, "val")
+    assert f"{file} holds no clips" in error_message(list_clips, root, "val")
     file.write_bytes(b"\xff\xfe")
-    assert f"{file} is no text" in said(list_clips, root, "val")
+    assert f"{file} is not UTF-8" in error_message(list_clips, root, "val")
     (root / "alone" / "JPEGImages").mkdir(parents=True)
-    assert "holds no clips" in said(list_clips, root / "alone")
+    assert "holds no clips" in error_message(list_clips, root / "alone")
 
 
 @pytest.mark.parametrize("level", ["480p", "."])
@@ -91,7 +91,7 @@ def test_frames_and_masks_are_what_the_files_hold(tmp_path, level):
 
 
 @pytest.mark.parametrize(("size", "shape"), [(10, (10, 16)), (40, (40, 64)), (7, (7, 11))])
-def test_the_short_side_is_brought_to_a_size_and_no_object_is_made_up(root, size, shape):
+def test_the_short_side_is_resized_without_new_mask_values(root, size, shape):
     frames, masks = load_clip(root, "swan", size)
     assert frames.shape == (T, 3, *shape)
     assert masks.shape == (T, *shape)
@@ -103,43 +103,43 @@ def test_the_short_side_is_brought_to_a_size_and_no_object_is_made_up(root, size
 def test_a_missing_mask_is_named(root):
     mask = root / "Annotations" / "480p" / "swan" / "00001.png"
     mask.unlink()
-    assert str(mask) in said(load_clip, root, "swan")
+    assert str(mask) in error_message(load_clip, root, "swan")
 
 
 def test_a_mask_of_another_size_is_named(root):
     mask = root / "Annotations" / "480p" / "swan" / "00002.png"
     save_mask(mask, mask_of(2)[:, :-1])
-    sentence = said(load_clip, root, "swan")
-    assert str(mask) in sentence
-    assert "31 x 20" in sentence
-    assert "32 x 20" in sentence
+    message = error_message(load_clip, root, "swan")
+    assert str(mask) in message
+    assert "31 x 20" in message
+    assert "32 x 20" in message
 
 
-def test_a_mask_of_colours_is_named(root):
+def test_a_mask_of_colors_is_named(root):
     mask = root / "Annotations" / "480p" / "swan" / "00000.png"
-    picture(mask, (H, W))
-    assert f"{mask} holds colours" in said(load_clip, root, "swan")
+    write_image(mask, (H, W))
+    assert f"{mask} holds colors" in error_message(load_clip, root, "swan")
 
 
-def test_a_frame_that_is_broken_or_of_another_size_is_named(root):
+def test_a_damaged_frame_and_one_of_another_size_are_named(root):
     frame = root / "JPEGImages" / "480p" / "swan" / "00001.jpg"
-    picture(frame, (H + 1, W))
+    write_image(frame, (H + 1, W))
     save_mask(root / "Annotations" / "480p" / "swan" / "00001.png", np.zeros((H + 1, W), dtype=np.uint8))
-    assert f"{frame} is of another size" in said(load_clip, root, "swan")
+    assert f"{frame} differs in size" in error_message(load_clip, root, "swan")
     frame.write_bytes(frame.read_bytes()[:100])
-    assert f"{frame} cannot be read" in said(load_clip, root, "swan")
+    assert f"{frame} cannot be read" in error_message(load_clip, root, "swan")
 
 
-def test_a_broken_mask_is_named(root):
+def test_a_damaged_mask_is_named(root):
     mask = root / "Annotations" / "480p" / "swan" / "00002.png"
     mask.write_bytes(mask.read_bytes()[:60])
-    assert f"{mask} cannot be read" in said(load_clip, root, "swan")
+    assert f"{mask} cannot be read" in error_message(load_clip, root, "swan")
 
 
-def test_what_is_not_there_is_said(root, tmp_path):
-    assert str(tmp_path / "nowhere" / "JPEGImages") in said(list_clips, tmp_path / "nowhere")
-    assert str(root / "JPEGImages" / "480p" / "cow") in said(load_clip, root, "cow")
+def test_missing_folders_are_named(root, tmp_path):
+    assert str(tmp_path / "nowhere" / "JPEGImages") in error_message(list_clips, tmp_path / "nowhere")
+    assert str(root / "JPEGImages" / "480p" / "cow") in error_message(load_clip, root, "cow")
     (root / "JPEGImages" / "480p" / "cow").mkdir()
-    assert str(root / "Annotations" / "480p" / "cow") in said(load_clip, root, "cow")
+    assert str(root / "Annotations" / "480p" / "cow") in error_message(load_clip, root, "cow")
     (root / "Annotations" / "480p" / "cow").mkdir()
-    assert "holds no frames" in said(load_clip, root, "cow")
+    assert "holds no frames" in error_message(load_clip, root, "cow")

@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import nn
 
-from minissl import checkpoint, config, doctor, record, runs, train
-from minissl.__main__ import main, train_parser
-from minissl.data import sources
-from minissl.data.scenes import Scenes
+from minissl.training import checkpoint, run, diagnostics, logger, run, trainer
+from minissl.cli import main, train_parser
+from minissl.data import registry
+from minissl.data.synthetic.scenes import Scenes
 from minissl.errors import InputError
-from minissl.machine import Plan
-from minissl.method import available, find
-from minissl.method import options as options_of
+from minissl.training.device import Plan
+from minissl.methods.registry import list_methods, get_method_class
+from minissl.methods.registry import method_options as options_of
 from minissl.methods import dino, simclr
-from minissl.train import TrainConfig
+from minissl.training.config import TrainConfig
 from tests.golden import tiny_vit
 
 # What a tiny run of any method learns with; each takes the options it has.
@@ -34,19 +34,19 @@ HEALTHY |= {"decoder_width": 32, "decoder_depth": 1, "anchor_scale": 1.0}
 @pytest.fixture(autouse=True)
 def small_world(monkeypatch):
     """A few scenes, a tiny encoder, and a log with a line for every step."""
-    monkeypatch.setattr(sources, "Scenes", lambda split, size, seed: Scenes(split, size, 256, seed))
-    monkeypatch.setattr(config, "make_encoder", lambda **choices: tiny_vit(4, 16, "conv"))
-    monkeypatch.setattr(config.pretrained, "put", lambda encoder, where: None)
-    monkeypatch.setattr(record.Every, "__call__", lambda self: self.seconds == 1.0)
+    monkeypatch.setattr(registry, "Scenes", lambda split, size, seed: Scenes(split, size, 256, seed))
+    monkeypatch.setattr(run, "make_encoder", lambda **choices: tiny_vit(4, 16, "conv"))
+    monkeypatch.setattr(run.pretrained, "put", lambda encoder, where: None)
+    monkeypatch.setattr(logger.Interval, "__call__", lambda self: self.seconds == 1.0)
 
 
 def write_run(out, name, steps=100, loop=None, **options):
     """A run's folder with nothing but its options. Returns the run."""
-    defaults = {p.name: p.default for p in options_of(find(name)).values()}
+    defaults = {p.name: p.default for p in options_of(get_method_class(name)).values()}
     options = defaults | {key: value for key, value in (HEALTHY | options).items() if key in defaults}
     config = TrainConfig(**{"batch_size": 16, "lr": 2e-3, "precision": "fp32", "watch_minutes": 9.0} | (loop or {}))
     encoder = {"name": "nano", "img_size": 16, "weights": "a run's"}  # some methods learn on a trained encoder only
-    run = runs.Run(name, "scenes", 16, encoder, options, asdict(config))
+    run = run.RunConfig(name, "scenes", 16, encoder, options, asdict(config))
     out.mkdir(exist_ok=True)
     checkpoint.write_json(out / "config.json", {"run": asdict(run), "plan": asdict(Plan(steps, 0.01, 0))})
     return run
@@ -57,11 +57,11 @@ def train_run(out, name, steps=100, spoil=lambda images: images, **options):
     run = write_run(out, name, steps, **options)
     method, data, config = run.build(), run.images("train"), TrainConfig(**run.loop)
     data.images.copy_(spoil(data.images))
-    runs.prepare(method, data)
-    among = doctor.guesses(method, config.batch_size)
-    train.fit(
+    run.prepare(method, data)
+    among = diagnostics.num_candidates(method, config.batch_size)
+    trainer.fit(
         method, data, config, steps, out, lambda encoder: {"knn": 0.5}, lambda encoder: None,
-        lambda lines: doctor.on_log(lines, steps, run.options, among),
+        lambda lines: diagnostics.check_log(lines, steps, run.options, among),
     )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def said(out, capsys):
     return re.findall(r"^([a-z][\w -]+): ", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", list_methods())
 def test_a_healthy_run_of_every_method_hears_nothing(name, tmp_path, capsys):
     train_run(tmp_path, name)
     meanwhile = capsys.readouterr()
@@ -122,7 +122,7 @@ def test_a_cause_in_the_options_is_named_before_any_step(name, options, cause, t
         ("dino", {"center_momentum": 1.0}),  # Sinkhorn-Knopp stands in
         ("dino", {"local_size": 4, "local_crops": 0}),
         ("dino", {"momentum": 0.996, "prototypes": 4096, "steps": 10}),  # a trial
-        *((name, {}) for name in available()),
+        *((name, {}) for name in list_methods()),
     ],
 )
 def test_options_that_may_be_so_are_not_blamed(name, options, tmp_path, capsys):
@@ -130,16 +130,16 @@ def test_options_that_may_be_so_are_not_blamed(name, options, tmp_path, capsys):
     assert said(tmp_path, capsys) == []
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", list_methods())
 @pytest.mark.parametrize("preset", ["cpu", "gpu"])
 def test_presets_are_not_blamed(name, preset, tmp_path, monkeypatch):
     monkeypatch.undo()
     asked = train_parser(name, preset).parse_args([]).as_dict()
     method = nn.Module()
-    method.encoder, method.presets, method.guesses = nn.Module(), find(name).presets, lambda size: {"loss": size}
+    method.encoder, method.presets, method.guesses = nn.Module(), get_method_class(name).presets, lambda size: {"loss": size}
     method.encoder.patch_size = asked["encoder"]["patch_size"]
     assert (
-        doctor.on_options({"encoder": asked["encoder"], "loop": {}, "options": {}} | split(asked), 5000, method) == []
+        diagnostics.check_options({"encoder": asked["encoder"], "loop": {}, "options": {}} | split(asked), 5000, method) == []
     )
 
 
@@ -216,10 +216,10 @@ def test_a_log_is_read_as_a_person_would(name, terms, causes, tmp_path, capsys):
 
 def test_the_same_numbers_early_in_a_run_mean_nothing():
     lines = [{"step": step, "loss": math.log(31)} for step in range(1, 200)]
-    assert [f.name for f in doctor.on_log(lines, 200, {}, {"loss": 31})] == ["guessing"]
-    assert doctor.on_log(lines, 1000, {}, {"loss": 31}) == []
-    assert doctor.on_log(lines[:90], 90, {}, {"loss": 31}) == []
-    assert doctor.on_log([], 200, {}, {"loss": 31}) == []
+    assert [f.name for f in diagnostics.check_log(lines, 200, {}, {"loss": 31})] == ["guessing"]
+    assert diagnostics.check_log(lines, 1000, {}, {"loss": 31}) == []
+    assert diagnostics.check_log(lines[:90], 90, {}, {"loss": 31}) == []
+    assert diagnostics.check_log([], 200, {}, {"loss": 31}) == []
 
 
 def edit(out, change):
@@ -252,16 +252,16 @@ def test_what_only_the_encoder_shows(tmp_path, capsys):
 
 
 def test_every_option_a_finding_names_exists():
-    known = {a for n in available() for action in train_parser(n, "cpu")._actions for a in action.option_strings}
-    assert len(doctor.CAUSES) >= 10
-    for means, turn in doctor.CAUSES.values():
+    known = {a for n in list_methods() for action in train_parser(n, "cpu")._actions for a in action.option_strings}
+    assert len(diagnostics.CAUSES) >= 10
+    for means, turn in diagnostics.CAUSES.values():
         for option in re.findall(r"--[\w.]+\w", means + turn):
             assert option in known, option
 
 
 def test_every_cause_is_one_that_a_test_provokes():
     source = Path(__file__).read_text(encoding="utf-8")
-    assert [cause for cause in doctor.CAUSES if f'"{cause}"' not in source] == []
+    assert [cause for cause in diagnostics.CAUSES if f'"{cause}"' not in source] == []
 
 
 def test_a_folder_without_a_run_is_bad_input(tmp_path, capsys):

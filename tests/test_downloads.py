@@ -1,4 +1,4 @@
-"""Real data sets are whole or not there: cut, resumed, checked, unpacked in one move, and read from their formats."""
+"""Downloads are resumed, verified and unpacked atomically, and data sets equal what torchvision reads."""
 
 import hashlib
 import http.server
@@ -17,13 +17,13 @@ import torchvision
 from PIL import Image
 
 from minissl.data import downloads
-from minissl.data.downloads import cifar10, imagenette, pets, stl10, stl10_unlabelled
-from minissl.data.fetch import Archive, choose, fetch, unpack
-from minissl.data.sources import load
+from minissl.data.archives import Archive, choose_archive, fetch, unpack
+from minissl.data.downloads import cifar10, imagenette, pets, stl10, stl10_unlabeled
+from minissl.data.registry import load_dataset
 from minissl.errors import InputError
-from tests.folders import class_folders, picture
+from tests.folders import class_folders, write_image
 
-NOWHERE = "http://127.0.0.1:9/set.tar.gz"  # nobody listens on this port
+NOWHERE = "http://127.0.0.1:9/set.tar.gz"  # no server listens on this port
 
 
 def md5(content):
@@ -31,7 +31,7 @@ def md5(content):
 
 
 def packed(files):
-    """A .tar.gz of {name: bytes}."""
+    """Return a .tar.gz of {name: bytes}."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w:gz") as tar:
         for name, content in files.items():
@@ -45,13 +45,13 @@ CONTENT = packed({"set/a.txt": b"hello" * 1000, "set/b/c.bin": np.random.default
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Serves `content`, at most `most` bytes an answer; `ranges` says whether it can go on."""
+    """Serve `content`, at most `max_bytes` per response; `ranges` says whether it can resume."""
 
-    content, most, ranges, asked = CONTENT, 10**9, True, []
+    content, max_bytes, ranges, starts = CONTENT, 10**9, True, []
 
     def do_GET(self):
         start = int(self.headers.get("Range", "bytes=0-")[6:-1]) * self.ranges
-        self.asked.append(start)
+        self.starts.append(start)
         if start >= len(self.content):
             return self.send_error(416)
         self.send_response(206 if start else 200)
@@ -59,7 +59,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
         self.send_header("Content-Length", str(len(self.content) - start))
         self.end_headers()
-        self.wfile.write(self.content[start : start + self.most])
+        self.wfile.write(self.content[start : start + self.max_bytes])
 
     def log_message(self, *args):
         pass
@@ -67,12 +67,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server():
-    kind = type("Serving", (Handler,), {"asked": []})
-    with http.server.HTTPServer(("127.0.0.1", 0), kind) as running:
+    handler = type("Serving", (Handler,), {"starts": []})
+    with http.server.HTTPServer(("127.0.0.1", 0), handler) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        kind.archive = Archive(f"http://127.0.0.1:{running.server_port}/set.tar.gz", len(CONTENT), md5(CONTENT), "set")
-        yield kind
+        handler.archive = Archive(f"http://127.0.0.1:{running.server_port}/set.tar.gz", len(CONTENT), md5(CONTENT), "set")
+        yield handler
         running.shutdown()
         thread.join()
 
@@ -81,128 +81,125 @@ def names_in(root):
     return sorted(str(p.relative_to(root)) for p in root.rglob("*"))
 
 
-def said(call, *arguments, **options):
-    """The one sentence with which a call is refused."""
+def error_message(call, *arguments, **options):
+    """Return the one line with which a call is refused."""
     with pytest.raises(InputError) as error:
         call(*arguments, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_an_archive_is_fetched_checked_and_unpacked_once(server, tmp_path):
+def test_an_archive_is_downloaded_and_unpacked_once(server, tmp_path):
     for _ in range(2):
         assert fetch(server.archive, tmp_path) == tmp_path / "set"
     assert names_in(tmp_path) == ["set", "set.tar.gz", "set/a.txt", "set/b", "set/b/c.bin"]
-    assert server.asked == [0]
+    assert server.starts == [0]
 
 
-def test_a_download_that_is_cut_goes_on(server, tmp_path):
-    server.most = len(CONTENT) // 3 + 1
+def test_an_interrupted_download_is_resumed(server, tmp_path):
+    server.max_bytes = len(CONTENT) // 3 + 1
     fetch(server.archive, tmp_path)
-    assert server.asked == [0, server.most, 2 * server.most]
+    assert server.starts == [0, server.max_bytes, 2 * server.max_bytes]
 
 
-def test_a_download_that_was_killed_goes_on_in_the_next_run(server, tmp_path):
+def test_a_killed_download_is_resumed_by_the_next_run(server, tmp_path):
     (tmp_path / "set.tar.gz.partial").write_bytes(CONTENT[:1000])
     fetch(server.archive, tmp_path)
-    assert server.asked == [1000]
+    assert server.starts == [1000]
 
 
-def test_a_server_that_cannot_go_on_is_asked_for_all(server, tmp_path):
+def test_a_server_without_ranges_sends_the_whole_file(server, tmp_path):
     server.ranges = False
     (tmp_path / "set.tar.gz.partial").write_bytes(CONTENT[:1000])
     fetch(server.archive, tmp_path)
     assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
 
 
-def test_a_file_that_stays_short_is_said_and_kept_to_go_on(server, tmp_path):
+def test_a_truncated_download_is_reported_and_kept(server, tmp_path):
     server.content = CONTENT[:2000]
-    sentence = said(fetch, server.archive, tmp_path)
-    assert f"stopped at 2,000 of {len(CONTENT):,} bytes" in sentence
+    message = error_message(fetch, server.archive, tmp_path)
+    assert f"2,000 of {len(CONTENT):,} bytes" in message
     assert names_in(tmp_path) == ["set.tar.gz.partial"]
 
 
 @pytest.mark.parametrize("content", [bytes(len(CONTENT)), CONTENT + b"more"])
-def test_another_file_is_said_and_thrown_away(server, tmp_path, content):
+def test_a_wrong_download_is_reported_and_deleted(server, tmp_path, content):
     server.content = content
-    sentence = said(fetch, server.archive, tmp_path)
-    assert ("md5" if len(content) == len(CONTENT) else f"has {len(content):,} bytes") in sentence
+    message = error_message(fetch, server.archive, tmp_path)
+    assert ("MD5" if len(content) == len(CONTENT) else f"has {len(content):,} bytes") in message
     assert names_in(tmp_path) == []
 
 
-def test_without_a_network_it_is_said_how_to_do_it_by_hand(tmp_path):
+def test_without_a_network_the_message_tells_how_to_download_by_hand(tmp_path):
     archive = Archive(NOWHERE, len(CONTENT), md5(CONTENT), "set")
-    sentence = said(fetch, archive, tmp_path)
-    for word in ("set.tar.gz", f"{len(CONTENT):,} bytes", md5(CONTENT), NOWHERE, "by hand"):
-        assert word in sentence
-    assert str(archive.file(tmp_path)) in sentence
+    message = error_message(fetch, archive, tmp_path)
+    for part in (f"{len(CONTENT):,} bytes", md5(CONTENT), NOWHERE, str(archive.file(tmp_path))):
+        assert part in message
     archive.file(tmp_path).write_bytes(CONTENT)
     assert (fetch(archive, tmp_path) / "a.txt").is_file()
 
 
-def test_what_is_no_web_server_is_said(tmp_path):
+def test_a_server_that_is_not_a_web_server_is_reported(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def answer():
-            line, _ = listener.accept()
-            with line:
-                line.recv(4096)
-                line.sendall(b"log in first\r\n\r\n")
+        def respond():
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(b"log in first\r\n\r\n")
 
-        thread = threading.Thread(target=answer)
+        thread = threading.Thread(target=respond)
         thread.start()
         address = f"http://127.0.0.1:{listener.getsockname()[1]}/set.tar.gz"
-        assert "could not be downloaded" in said(fetch, Archive(address, 9, "", "set"), tmp_path)
+        assert "could not be downloaded" in error_message(fetch, Archive(address, 9, "", "set"), tmp_path)
         thread.join()
 
 
-def test_a_wrong_file_put_there_by_hand_is_said_and_kept(tmp_path):
+def test_a_wrong_file_put_in_place_by_hand_is_reported_and_kept(tmp_path):
     (tmp_path / "set.tar.gz").write_bytes(CONTENT[:-1] + b"x")
-    assert "has the md5" in said(fetch, Archive(NOWHERE, len(CONTENT), md5(CONTENT), "set"), tmp_path)
+    assert "MD5" in error_message(fetch, Archive(NOWHERE, len(CONTENT), md5(CONTENT), "set"), tmp_path)
     (tmp_path / "set.tar.gz").write_bytes(CONTENT[:-1])
-    assert "bytes, and set.tar.gz has" in said(fetch, Archive(NOWHERE, len(CONTENT), md5(CONTENT), "set"), tmp_path)
+    assert f"{len(CONTENT) - 1:,} bytes" in error_message(fetch, Archive(NOWHERE, len(CONTENT), md5(CONTENT), "set"), tmp_path)
     assert names_in(tmp_path) == ["set.tar.gz"]
 
 
 @pytest.mark.parametrize(
     "content",
-    [CONTENT[:4000], packed({"other/a.txt": b""}), packed({"set/a.txt": b"", "../evil": b""}), b"no archive"],
-    ids=["cut off", "another folder", "outside the folder", "no archive"],  # an archive's bytes hold the time
+    [CONTENT[:4000], packed({"other/a.txt": b""}), packed({"set/a.txt": b"", "../evil": b""}), b"not an archive"],
+    ids=["truncated", "another folder", "outside the folder", "not an archive"],  # archives contain the time
 )
-def test_what_cannot_be_unpacked_leaves_nothing(tmp_path, content):
+def test_an_archive_that_cannot_be_unpacked_leaves_nothing(tmp_path, content):
     file = tmp_path / "in" / "set.tar.gz"
     file.parent.mkdir()
     file.write_bytes(content)
-    assert "cannot be unpacked" in said(unpack, file, file.with_name("set"))
+    assert "cannot be unpacked" in error_message(unpack, file, file.with_name("set"))
     assert names_in(tmp_path) == ["in", "in/set.tar.gz"]
 
 
-def test_a_stop_while_unpacking_leaves_nothing_and_a_kill_nothing_under_the_name(tmp_path, monkeypatch):
+def test_an_interrupted_unpacking_leaves_no_folder(tmp_path, monkeypatch):
     (tmp_path / "set.tar.gz").write_bytes(CONTENT)
     extract, calls = tarfile.TarFile.extract, []
 
-    def stop(self, member, *arguments, **options):
-        extract(self, member, *arguments, **options)
-        raise KeyboardInterrupt
-
-    def half(self, path, **options):
+    def interrupted(self, path, **options):
         for member in self:
-            stop(self, member, path, filter="data") if calls else extract(self, member, path, filter="data")
+            extract(self, member, path, filter="data")
             calls.append(member)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(tarfile.TarFile, "extractall", half)
+    monkeypatch.setattr(tarfile.TarFile, "extractall", interrupted)
     with pytest.raises(KeyboardInterrupt):
         unpack(tmp_path / "set.tar.gz", tmp_path / "set")
     assert names_in(tmp_path) == ["set.tar.gz"]
     monkeypatch.undo()
-    (tmp_path / "set.partial" / "set").mkdir(parents=True)  # what a kill leaves
+    (tmp_path / "set.partial" / "set").mkdir(parents=True)  # left by a killed process
     (tmp_path / "set.partial" / "set" / "old.txt").touch()
     unpack(tmp_path / "set.tar.gz", tmp_path / "set")
     assert names_in(tmp_path) == ["set", "set.tar.gz", "set/a.txt", "set/b", "set/b/c.bin"]
 
 
 def python2_batch(labels, pixels, fortran=False):
-    """A batch of CIFAR-10 as cPickle wrote it: labels a thousand at a time, pixels as one string."""
+    """Return a batch file of CIFAR-10 as cPickle wrote it: labels in parts, pixels as one string."""
     rows = b"".join(bytes((0x4B, n)) for n in labels)
     head = b"\x80\x02}q\x01(U\x0bbatch_labelq\x02U\x15training batch 1 of 5q\x03U\x06labelsq\x04]q\x05("
     shape = b"(K\x01M" + struct.pack("<H", len(pixels)) + b"M\x00\x0c\x86"
@@ -232,7 +229,7 @@ def python2_batch(labels, pixels, fortran=False):
 
 @pytest.fixture
 def cifar(tmp_path):
-    """Both versions of a tiny CIFAR-10; returns their archives, the labels and the pixels of the training part."""
+    """Write both versions of a tiny CIFAR-10; returns their archives, training labels and training pixels."""
     random = np.random.default_rng(0)
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     labels, pixels = random.integers(0, 10, (6, 4)), random.integers(0, 256, (6, 4, 3072), dtype=np.uint8)
@@ -250,16 +247,16 @@ def cifar(tmp_path):
 
 
 @pytest.mark.parametrize("version", [0, 1])
-def test_cifar10_in_both_versions(cifar, tmp_path, version):
+def test_both_versions_of_cifar10_are_read(cifar, tmp_path, version):
     archives, labels, pixels = cifar
-    found = cifar10("train", 64, root=tmp_path, archives=archives[version:][:1])
-    assert np.array_equal(found.images.numpy(), pixels)
-    assert found.labels.tolist() == labels.tolist()
+    dataset = cifar10("train", 64, root=tmp_path, archives=archives[version:][:1])
+    assert np.array_equal(dataset.images.numpy(), pixels)
+    assert dataset.labels.tolist() == labels.tolist()
     assert cifar10("test", 16, root=tmp_path, archives=archives).images.shape == (4, 3, 16, 16)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::numpy.exceptions.VisibleDeprecationWarning")
-def test_cifar10_is_what_torchvision_reads(cifar, tmp_path, monkeypatch):
+def test_cifar10_equals_torchvision(cifar, tmp_path, monkeypatch):
     archives, _, _ = cifar
     kind = torchvision.datasets.CIFAR10
     sums = archives[1].files
@@ -271,18 +268,18 @@ def test_cifar10_is_what_torchvision_reads(cifar, tmp_path, monkeypatch):
     assert theirs.targets == ours.labels.tolist()
 
 
-def test_a_damaged_batch_is_said_and_none_is_ever_run(cifar, tmp_path):
+def test_a_damaged_batch_is_reported_and_never_executed(cifar, tmp_path):
     archives, _, _ = cifar
     batch = tmp_path / "cifar-10-batches-py" / "data_batch_1"
     evil = b"cos\nmkdir\n(S'" + str(tmp_path / "pwned").encode() + b"'\ntR."
     batch.write_bytes(evil)
-    assert f"{batch} is not as published" in said(cifar10, "train", 32, root=tmp_path, archives=archives[1:])
+    assert f"{batch} differs" in error_message(cifar10, "train", 32, root=tmp_path, archives=archives[1:])
     known = replace(archives[1], files=archives[1].files | {"data_batch_1": md5(evil)})
     with pytest.raises(ValueError, match="labels"):
         cifar10("train", 32, root=tmp_path, archives=[known])
     assert not (tmp_path / "pwned").exists()
     (tmp_path / "cifar-10-batches-bin" / "test_batch.bin").write_bytes(b"x" * 3000)
-    assert "cut short" in said(cifar10, "test", 32, root=tmp_path, archives=archives)
+    assert "truncated" in error_message(cifar10, "test", 32, root=tmp_path, archives=archives)
 
 
 @pytest.fixture
@@ -299,7 +296,7 @@ def stl(tmp_path):
     return replace(downloads.STL10, files=sums)
 
 
-def test_stl10_is_what_torchvision_reads(stl, tmp_path, monkeypatch):
+def test_stl10_equals_torchvision(stl, tmp_path, monkeypatch):
     kind = torchvision.datasets.STL10
     pair = lambda *names: [[name, stl.files[name]] for name in names]  # noqa: E731
     monkeypatch.setattr(kind, "train_list", pair("train_X.bin", "train_y.bin", "unlabeled_X.bin"))
@@ -308,24 +305,24 @@ def test_stl10_is_what_torchvision_reads(stl, tmp_path, monkeypatch):
         ours, theirs = stl10(split, 300, root=tmp_path, archive=stl), kind(tmp_path, split=split)
         assert np.array_equal(ours.images.numpy(), theirs.data)
         assert ours.labels.tolist() == theirs.labels.tolist()
-    ours = stl10_unlabelled("train", 96, root=tmp_path, archive=stl)
+    ours = stl10_unlabeled("train", 96, root=tmp_path, archive=stl)
     assert np.array_equal(ours.images.numpy(), kind(tmp_path, split="unlabeled").data)
     assert ours.labels is None
-    assert stl10_unlabelled("test", 32, root=tmp_path, archive=stl).images.shape == (2, 3, 32, 32)
-    assert "choose one of train, test, unlabelled" in said(stl10, "val", 32, root=tmp_path)
+    assert stl10_unlabeled("test", 32, root=tmp_path, archive=stl).images.shape == (2, 3, 32, 32)
+    assert "train, test, unlabeled" in error_message(stl10, "val", 32, root=tmp_path)
 
 
-def test_imagenette_is_what_torchvision_lists(tmp_path):
+def test_imagenette_equals_torchvision(tmp_path):
     for split in ("train", "val"):
         for i, kind in enumerate(downloads.IMAGENETTE_CLASSES):
-            picture(tmp_path / "imagenette2-320" / split / kind / f"{i}.JPEG", seed=i)
+            write_image(tmp_path / "imagenette2-320" / split / kind / f"{i}.JPEG", seed=i)
     ours, theirs = imagenette("train", 16, root=tmp_path), torchvision.datasets.Imagenette(tmp_path, "train", "320px")
     assert ours.labels.tolist() == [label for _, label in theirs]
     assert ours.classes == tuple(names[0] for names in theirs.classes)
-    assert len(imagenette("test", 400, root=tmp_path)) == 10  # what is there is used, though another would be larger
+    assert len(imagenette("test", 400, root=tmp_path)) == 10  # a version that is present is preferred to a larger one
 
 
-def test_imagenette_is_fetched_no_larger_than_needed(tmp_path):
+def test_the_smallest_sufficient_imagenette_is_downloaded(tmp_path):
     for size, name in (
         (64, "-160.tgz"),
         (160, "-160.tgz"),
@@ -336,7 +333,7 @@ def test_imagenette_is_fetched_no_larger_than_needed(tmp_path):
         archives = {
             side: replace(a, address=f"http://127.0.0.1:9/{a.name}") for side, a in downloads.IMAGENETTE.items()
         }
-        assert name in said(imagenette, "train", size, root=tmp_path, archives=archives)
+        assert name in error_message(imagenette, "train", size, root=tmp_path, archives=archives)
 
 
 @pytest.fixture
@@ -344,7 +341,7 @@ def animals(tmp_path):
     base, lines = tmp_path / "oxford-iiit-pet", []
     (base / "annotations" / "trimaps").mkdir(parents=True)
     for i, name in enumerate(("Abyssinian_1", "american_bulldog_10", "Abyssinian_2")):
-        picture(base / "images" / f"{name}.jpg", seed=i)
+        write_image(base / "images" / f"{name}.jpg", seed=i)
         trimap = np.full((20, 24), 2, dtype=np.uint8)
         trimap[5:15, 6:18], trimap[10, 8:12] = 1, 3
         Image.fromarray(trimap).save(base / "annotations" / "trimaps" / f"{name}.png")
@@ -354,7 +351,7 @@ def animals(tmp_path):
     return tmp_path
 
 
-def test_pets_are_what_torchvision_lists_with_their_masks(animals):
+def test_pets_equal_torchvision_with_their_masks(animals):
     ours = pets("train", 20, root=animals)
     theirs = torchvision.datasets.OxfordIIITPet(animals, target_types=["category", "segmentation"])
     assert ours.classes == tuple(theirs.classes)
@@ -364,26 +361,26 @@ def test_pets_are_what_torchvision_lists_with_their_masks(animals):
         assert np.array_equal(ours.masks[i].numpy(), np.asarray([0, 1, 0, 2])[np.asarray(trimap)[:, 2:22]])
 
 
-def test_a_broken_list_and_a_missing_mask_of_pets_are_said(animals, capsys):
+def test_a_malformed_list_and_a_missing_mask_of_pets_are_reported(animals, capsys):
     known = animals / "oxford-iiit-pet" / "annotations"
     (animals / "oxford-iiit-pet" / "images" / "Abyssinian_1.jpg").unlink()
     assert pets("test", 8, root=animals).labels.tolist() == [1, 0]
     assert "1 of 3 files" in capsys.readouterr().out
     (known / "trimaps" / "Abyssinian_2.png").unlink()
-    assert "Abyssinian_2.png is missing" in said(pets, "train", 8, root=animals)
+    assert "Abyssinian_2.png is missing" in error_message(pets, "train", 8, root=animals)
     (known / "test.txt").write_text("Abyssinian_2 1 1 1\nAbyssinian\n")
-    assert "test.txt, line 2: " in said(pets, "test", 8, root=animals)
+    assert "test.txt, line 2: " in error_message(pets, "test", 8, root=animals)
 
 
-def test_a_folder_of_cifar10_gives_what_the_published_files_give(cifar, tmp_path):
+def test_a_folder_of_cifar10_equals_the_published_files(cifar, tmp_path):
     archives, labels, pixels = cifar
     for i, (label, image) in enumerate(zip(labels, pixels)):
         file = tmp_path / "own" / "train" / downloads.CIFAR10_CLASSES[label] / f"{i:02}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.transpose(1, 2, 0)).save(file)
-    shutil.copytree(file.parent, tmp_path / "own" / "test" / file.parent.name)  # or a tenth would be kept back for it
+    shutil.copytree(file.parent, tmp_path / "own" / "test" / file.parent.name)  # otherwise a tenth would become the test split
     own, theirs = (
-        load(f"folder:{tmp_path / 'own'}", "train", 64),
+        load_dataset(f"folder:{tmp_path / 'own'}", "train", 64),
         cifar10("train", 64, root=tmp_path, archives=archives),
     )
     order = theirs.labels.argsort(stable=True)
@@ -391,15 +388,13 @@ def test_a_folder_of_cifar10_gives_what_the_published_files_give(cifar, tmp_path
     assert [own.classes[i] for i in own.labels] == [theirs.classes[i] for i in theirs.labels[order]]
 
 
-def test_every_name_leads_to_its_set_and_another_is_said(animals):
-    assert len(load("pets", "train", 8, root=animals)) == 3
-    assert "cifar10, stl10, stl10-unlabelled, imagenette, pets, folder:PATH, flickr8k:PATH or coco:PATH" in said(
-        load, "imagenet", "train", 8
-    )
-    assert len(load(f"folder:{class_folders(animals / 'own', train=2)}", "train", 8).classes) == 2
+def test_names_lead_to_their_data_sets(animals):
+    assert len(load_dataset("pets", "train", 8, root=animals)) == 3
+    assert "did you mean 'imagenette'" in error_message(load_dataset, "imagenet", "train", 8)
+    assert len(load_dataset(f"folder:{class_folders(animals / 'own', train=2)}", "train", 8).classes) == 2
 
 
-def test_the_addresses_and_checksums_are_torchvisions():
+def test_addresses_and_checksums_equal_torchvision():
     sets = torchvision.datasets
     binary, python = downloads.CIFAR10
     assert (python.address, python.md5) == (sets.CIFAR10.url, sets.CIFAR10.tgz_md5)
@@ -408,4 +403,4 @@ def test_the_addresses_and_checksums_are_torchvisions():
     assert downloads.STL10.files == dict(sets.STL10.train_list + sets.STL10.test_list)
     assert {(a.address, a.md5) for a in downloads.IMAGENETTE.values()} == set(sets.Imagenette._ARCHIVES.values())
     assert tuple((a.address, a.md5) for a in downloads.PETS) == sets.OxfordIIITPet._RESOURCES
-    assert choose([binary, python], downloads.DOWNLOADS / "nowhere") is binary
+    assert choose_archive([binary, python], downloads.DOWNLOAD_DIR / "nowhere") is binary

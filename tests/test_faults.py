@@ -1,7 +1,7 @@
-"""What goes wrong while a training runs: each time one clear sentence, nothing lost, and it goes on.
+"""Kills and damaged checkpoints: one clear sentence, nothing is lost, and the resumed run ends with the same bits.
 
-Here a run is killed, also while it saves, and its checkpoint is damaged. Full disks, other options and two runs in one
-folder are in `test_faults_runs`, faults of the images in `test_faults_data`, of others' files in `test_faults_files`.
+Full disks, other options and two runs in one directory are in `test_faults_runs`, faults of images in
+`test_faults_data`, files of other programs in `test_faults_files`.
 """
 
 import builtins
@@ -17,31 +17,41 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from minissl import checkpoint
 from minissl.errors import InputError
-from minissl.record import read_log
-from tests.test_train import Toy, assert_same_bits, fit_toy, interrupt, saved
+from minissl.training import checkpoint
+from minissl.training.logger import read_log
+from tests.runs import ToyMethod, assert_same_bits, fit_toy, interrupt, read_files, saved_step
 
 ROOT = Path(__file__).parent.parent
-CALLS = ((builtins, "open"), (os, "fsync"), (os, "link"), (os, "replace"), (pathlib.Path, "unlink"))  # of a save
+SYSTEM_CALLS = (  # of a save
+    (builtins, "open"),
+    (os, "fsync"),
+    (os, "link"),
+    (os, "replace"),
+    (pathlib.Path, "unlink"),
+)
 
 
 class Killed(BaseException):
-    """What no `except` of a program sees, and nothing cleans up after: as SIGKILL."""
+    """As SIGKILL, no `except` of the program catches it, and nothing is cleaned up after it."""
 
 
-class Fate:
-    """Inside, the call of `CALLS` with some number is not made any more."""
+class KillAfter:
+    """Context manager that raises Killed in place of a system call.
 
-    def __init__(self, last):
-        self.left, self.patches = last, [patch.object(*call, self.slow(getattr(*call))) for call in CALLS]
+    Args:
+        calls: number of system calls that are made before.
+    """
 
-    def slow(self, honest):
+    def __init__(self, calls):
+        self.calls, self.patches = calls, [patch.object(*call, self.counted(getattr(*call))) for call in SYSTEM_CALLS]
+
+    def counted(self, function):
         def call(*args, **kwargs):
-            self.left -= 1
-            if self.left < 0:
+            self.calls -= 1
+            if self.calls < 0:
                 raise Killed
-            return honest(*args, **kwargs)
+            return function(*args, **kwargs)
 
         return call
 
@@ -49,33 +59,28 @@ class Fate:
         for one in self.patches:
             one.start()
 
-    def __exit__(self, *problem):
+    def __exit__(self, *error):
         for one in self.patches:
             one.stop()
-        return problem[0] is Killed
-
-
-def contents(folder):
-    """The bytes of every file of a run, but for its lock."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != ".lock"}
+        return error[0] is Killed
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """The folder of a run of `fit_toy` that nothing happened to."""
-    out = tmp_path_factory.mktemp("toy")
-    fit_toy(out, seeded())
-    return out
+def whole(tmp_path_factory):
+    """The directory of a run of `fit_toy` that was not interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    fit_toy(folder, seeded_toy())
+    return folder
 
 
-def seeded(*event):
+def seeded_toy(*event):
     torch.manual_seed(0)
-    return Toy(*event)
+    return ToyMethod(*event)
 
 
 @pytest.fixture
-def two(tmp_path):
-    """A checkpoint of step 1, kept as the one before, and one of step 2."""
+def path(tmp_path):
+    """A checkpoint of step 2; the one before it, of step 1, is kept."""
     path = tmp_path / "checkpoint.safetensors"
     for step in (1, 2):
         save(path, step)
@@ -86,11 +91,11 @@ def save(path, step):
     checkpoint.save_tensors(path, {"a": torch.full((50,), float(step))}, {"step": step}, keep=True)
 
 
-def cut(path):
+def truncate(path):
     path.write_bytes(path.read_bytes()[:100])
 
 
-def flip(path):
+def flip_bit(path):
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
@@ -100,107 +105,107 @@ def empty(path):
     path.write_bytes(b"")
 
 
-def reword(path):
-    """Its header says another step, and no number is touched."""
+def change_header(path):
+    """Change the step in the header, and no tensor."""
     path.write_bytes(re.sub(rb'(step\\": )\d', rb"\g<1>4", path.read_bytes()))
 
 
-def no_second_name(*paths):
-    raise OSError("This disk knows none.")
+DAMAGES = [truncate, flip_bit, empty, change_header, Path.unlink]
 
 
-DAMAGES = [cut, flip, empty, reword, Path.unlink]
-
-
-def test_the_last_two_checkpoints_are_kept(two):
-    assert checkpoint.load_newest(two)[1] == {"step": 2}
-    assert checkpoint.load_tensors(checkpoint.previous(two))[1] == {"step": 1}
+def test_the_last_two_checkpoints_are_kept(path):
+    assert checkpoint.load_latest_tensors(path)[1] == {"step": 2}
+    assert checkpoint.load_tensors(checkpoint.previous_path(path))[1] == {"step": 1}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_from_a_broken_checkpoint_a_run_goes_on_from_the_one_before(two, damage, capsys):
-    damage(two)
-    with pytest.raises(InputError, match=r"whole checkpoint|damaged|no checkpoint"):
-        checkpoint.load_tensors(two)
-    assert checkpoint.there(two)
-    tensors, info = checkpoint.load_newest(two)
+def test_in_place_of_a_damaged_checkpoint_the_one_before_is_loaded(path, damage, capsys):
+    damage(path)
+    with pytest.raises(InputError):
+        checkpoint.load_tensors(path)
+    assert checkpoint.checkpoint_exists(path)
+    tensors, info = checkpoint.load_latest_tensors(path)
     assert info == {"step": 1}
     assert (tensors["a"] == 1).all()
-    assert "going on from the checkpoint before it, of step 1" in capsys.readouterr().out
+    assert "step 1" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that cannot be read is at hand on Linux")
-def test_a_checkpoint_on_a_bad_part_of_the_disk_is_said_and_the_one_before_is_taken(two, capsys):
-    two.unlink()
-    two.symlink_to("/proc/self/mem")
-    assert checkpoint.load_newest(two)[1] == {"step": 1}
-    assert "cannot be read (Input/output error); going on from the checkpoint before it" in capsys.readouterr().out
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="only Linux has a file that cannot be read")
+def test_in_place_of_a_checkpoint_on_a_bad_sector_the_one_before_is_loaded(path, capsys):
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+    assert checkpoint.load_latest_tensors(path)[1] == {"step": 1}
+    assert "cannot be read (Input/output error)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_run_whose_checkpoint_was_damaged_ends_with_the_same_bits(toy, tmp_path, damage):
+def test_a_run_whose_checkpoint_was_damaged_ends_with_the_same_bits(whole, tmp_path, damage):
     with pytest.raises(KeyboardInterrupt):
-        fit_toy(tmp_path, seeded(6, interrupt))
-    assert saved(tmp_path) == 6
+        fit_toy(tmp_path, seeded_toy(6, interrupt))
+    assert saved_step(tmp_path) == 6
     damage(tmp_path / "checkpoint.safetensors")
-    fit_toy(tmp_path, seeded())
-    assert_same_bits(toy, tmp_path)
+    fit_toy(tmp_path, seeded_toy())
+    assert_same_bits(whole, tmp_path)
 
 
-def test_when_both_are_broken_it_is_said_and_they_are_left(two):
-    for path in (two, checkpoint.previous(two)):
-        flip(path)
-    before = contents(two.parent)
-    with pytest.raises(InputError, match="damaged after it was written; delete it to start anew"):
-        checkpoint.load_newest(two)
-    assert contents(two.parent) == before
+def test_two_damaged_checkpoints_are_refused_and_left_unchanged(path):
+    for each in (path, checkpoint.previous_path(path)):
+        flip_bit(each)
+    before = read_files(path.parent)
+    with pytest.raises(InputError, match="damaged"):
+        checkpoint.load_latest_tensors(path)
+    assert read_files(path.parent) == before
+
+
+def no_links(*paths):
+    raise OSError("This file system has no links.")
 
 
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
-@pytest.mark.parametrize("damage", [None, flip])
-def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path, damage, links, monkeypatch):
-    """Also when the last one is damaged: what it goes on from must not make way for that."""
+@pytest.mark.parametrize("damage", [None, flip_bit])
+def test_a_kill_at_any_moment_of_a_save_leaves_a_complete_checkpoint(tmp_path, damage, links, monkeypatch):
+    """Also if the last one is damaged: it must not replace the one before, from which the run continues."""
     path = tmp_path / "checkpoint.safetensors"
     if not links:
-        monkeypatch.setattr(os, "link", no_second_name)
-    done = []
-    for last in range(20):
+        monkeypatch.setattr(os, "link", no_links)
+    completed = []
+    for calls in range(20):
         for old in tmp_path.iterdir():
             old.unlink()
         save(path, 1)
         save(path, 2)
         if damage:
             damage(path)
-        with Fate(last):
+        with KillAfter(calls):
             save(path, 3)
-            done.append(last)
-        found = checkpoint.load_newest(path)[1]["step"]
-        assert found in ((1, 3) if damage else (2, 3))
+            completed.append(calls)
+        step = checkpoint.load_latest_tensors(path)[1]["step"]
+        assert step in ((1, 3) if damage else (2, 3))
         save(path, 4)
         assert checkpoint.load_tensors(path)[1] == {"step": 4}
-        assert found == 1 or checkpoint.load_tensors(checkpoint.previous(path))[1] == {"step": found}
-        assert set(tmp_path.iterdir()) == {path, checkpoint.previous(path)}
-    assert done[0] >= 6  # it was killed at six moments at least, and then at none
+        assert step == 1 or checkpoint.load_tensors(checkpoint.previous_path(path))[1] == {"step": step}
+        assert set(tmp_path.iterdir()) == {path, checkpoint.previous_path(path)}
+    assert completed[0] >= 6  # it was killed at six moments at least, and finally not at all
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_run_that_is_killed_again_and_again_also_while_it_saves_ends_with_the_same_bits(toy, tmp_path, seed):
-    chance, kills, done = random.Random(seed), 0, False
+def test_a_run_that_is_killed_repeatedly_also_during_saves_ends_with_the_same_bits(whole, tmp_path, seed):
+    rng, kills, done = random.Random(seed), 0, False
     while not done:
-        with Fate(chance.randrange(25)):
-            fit_toy(tmp_path, seeded())
+        with KillAfter(rng.randrange(25)):
+            fit_toy(tmp_path, seeded_toy())
             done = True
         kills += not done
     assert kills > 3
-    assert_same_bits(toy, tmp_path)
+    assert_same_bits(whole, tmp_path)
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [10, 10]
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
-def test_a_training_that_is_killed_again_and_again_ends_with_the_same_bits():
-    asked = ["-m", "tests.benchmarks.kills", "--kills", "10", "--steps", "1200"]
-    made = subprocess.run([sys.executable, *asked], cwd=ROOT, capture_output=True, text=True)
-    assert made.returncode == 0, made.stdout + made.stderr
-    assert "10 kills" in made.stdout
-    assert "the same bits" in made.stdout
+def test_a_process_that_is_killed_repeatedly_ends_with_the_same_bits():
+    command = [sys.executable, "-m", "tests.benchmarks.kills", "--kills", "10", "--steps", "1200"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "10 kills" in result.stdout
+    assert "the same bits" in result.stdout

@@ -7,8 +7,10 @@ import sys
 import pytest
 import torch
 
-from minissl import augment, masking, train, transformer, views
-from minissl.method import available
+from minissl.data.transforms import functional, masking, multi_view
+from minissl.training import trainer
+from minissl.models import layers
+from minissl.methods.registry import list_methods
 from tests.test_contract import batch, build
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
@@ -25,18 +27,18 @@ def same_chance(monkeypatch):
     def rand(*shape, device=None, rows=0):
         return torch.rand(*shape).to(device)
 
-    for module in (augment, masking, transformer, views):
+    for module in (functional, masking, layers, multi_view):
         monkeypatch.setattr(module, "rand", rand)
 
 
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", list_methods())
 def test_a_step_is_the_same_on_a_gpu(name, same_chance):
     """Loss and gradients in fp32, to what the order of sums changes."""
     methods = {"cpu": build(name)}
     methods["cuda"] = copy.deepcopy(methods["cpu"]).to("cuda")
     found = {}
     for device, method in methods.items():
-        train.seed_step(0, 3)
+        trainer.seed_step(0, 3)
         loss = method.loss(on(device, batch()), 0.5)["loss"]
         loss.backward()
         found[device] = loss.item(), [p.grad.cpu() for p in method.parameters() if p.grad is not None]
@@ -47,16 +49,16 @@ def test_a_step_is_the_same_on_a_gpu(name, same_chance):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", available())
+@pytest.mark.parametrize("name", list_methods())
 def test_no_step_waits(name, precision):
-    method, config = build(name).to("cuda"), train.TrainConfig(precision=precision)
-    optimizer, images = train.make_optimizer(method, config), on("cuda", batch())
+    method, config = build(name).to("cuda"), trainer.TrainConfig(precision=precision)
+    optimizer, images = trainer.create_optimizer(method, config), on("cuda", batch())
     for step in range(6):
-        train.seed_step(0, step)
+        trainer.seed_step(0, step)
         if step == 2:  # what the first ones build, kernels and moments, may wait
             torch.cuda.set_sync_debug_mode("error")
         try:
-            terms = train.training_step(method, optimizer, images, 0.5, config)
+            terms = trainer.training_step(method, optimizer, images, 0.5, config)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert terms["loss"].isfinite()

@@ -1,16 +1,34 @@
-"""Rectangles are hidden as DINOv2 hides them: as many as asked, by its statistics."""
+"""Random and block masks: the number of masked patches, their distribution and their reproducibility."""
 
 import random
 
 import pytest
 import torch
 
-from minissl.masking import block_masks, hide_in_some
+from minissl.data.transforms.masking import block_masks, random_masking, sample_block_masks
+
+
+@pytest.mark.parametrize(("patches", "ratio", "expected"), [(16, 0.75, 4), (15, 0.6, 6), (9, 0.5, 4), (16, 0.0, 16)])
+def test_random_masking_keeps_the_given_number_of_patches(patches, ratio, expected):
+    torch.manual_seed(0)
+    visible, masks = random_masking(20, patches, ratio, torch.zeros(1))
+    assert visible.shape == (20, expected)
+    for indices, mask in zip(visible.tolist(), masks.tolist()):
+        assert sorted(indices) == [i for i in range(patches) if not mask[i]]
+
+
+def test_random_masking_masks_every_patch_equally_often_and_each_image_independently():
+    torch.manual_seed(0)
+    _, masks = random_masking(4000, 16, 0.75, torch.zeros(1))
+    frequency = masks.float().mean(0)
+    assert (frequency - 0.75).abs().max() < 4 * (0.75 * 0.25 / 4000) ** 0.5
+    joint = (masks.float().T @ masks.float() / 4000)[~torch.eye(16, dtype=torch.bool)]
+    assert (joint - 0.75 * 11 / 15).abs().max() < 0.04
 
 
 @pytest.mark.parametrize(
-    ("grid", "target", "mean", "least"),
-    [  # measured on the authors' generator, 1,000 draws
+    ("grid", "target", "mean", "minimum"),
+    [  # measured on the authors' generator, 1,000 samples
         ((16, 16), 25, 24.90, 23),
         ((16, 16), 76, 75.92, 74),
         ((16, 16), 128, 127.92, 126),
@@ -21,35 +39,35 @@ from minissl.masking import block_masks, hide_in_some
         ((4, 4), 8, 7.99, 3),
     ],
 )
-def test_how_many_are_hidden(grid, target, mean, least):
+def test_number_of_masked_patches_equals_the_authors(grid, target, mean, minimum):
     ratio = (target + 0.01) / (grid[0] * grid[1])
-    hidden = block_masks(1000, grid, ratio, random.Random(0)).flatten(1).sum(dim=1)
-    assert hidden.max() == target
-    assert hidden.min() >= least
-    assert hidden.double().mean().item() == pytest.approx(mean, abs=0.05)
+    counts = block_masks(1000, grid, ratio, random.Random(0)).flatten(1).sum(dim=1)
+    assert counts.max() == target
+    assert counts.min() >= minimum
+    assert counts.double().mean().item() == pytest.approx(mean, abs=0.05)
 
 
-def test_each_mask_has_its_share_of_the_range():
-    hidden = block_masks(10, (16, 16), (0.1, 0.5), random.Random(0)).flatten(1).sum(dim=1) / 256
-    for i, share in enumerate(hidden.tolist()):
-        assert 0.1 + 0.04 * i - 4 / 256 <= share <= 0.1 + 0.04 * (i + 1)
+def test_masked_fractions_are_spread_evenly_over_the_range():
+    fractions = block_masks(10, (16, 16), (0.1, 0.5), random.Random(0)).flatten(1).sum(dim=1) / 256
+    for i, fraction in enumerate(fractions.tolist()):
+        assert 0.1 + 0.04 * i - 4 / 256 <= fraction <= 0.1 + 0.04 * (i + 1)
 
 
-def test_hidden_patches_come_in_rectangles():
-    """Of blocks the neighbours are mostly hidden as well; of as many single patches they would not be."""
+def test_block_masks_are_contiguous():
+    """The neighbors of a masked patch are mostly masked; in shuffled masks they are not."""
     masks = block_masks(200, (16, 16), 0.3, random.Random(1)).float()
-    together = (masks[:, 1:] * masks[:, :-1]).sum() / masks[:, 1:].sum()
-    scattered = masks.flatten(1)[:, torch.randperm(256, generator=torch.Generator().manual_seed(0))].view_as(masks)
-    assert together > 0.7 > 0.45 > (scattered[:, 1:] * scattered[:, :-1]).sum() / scattered[:, 1:].sum()
+    contiguous = (masks[:, 1:] * masks[:, :-1]).sum() / masks[:, 1:].sum()
+    shuffled = masks.flatten(1)[:, torch.randperm(256, generator=torch.Generator().manual_seed(0))].view_as(masks)
+    assert contiguous > 0.7 > 0.45 > (shuffled[:, 1:] * shuffled[:, :-1]).sum() / shuffled[:, 1:].sum()
 
 
-def test_exactly_half_of_the_crops_hide_and_their_places_are_in_order():
-    masks, rows = hide_in_some(31, (8, 8), 0.5, (0.2, 0.5), random.Random(0))
+def test_exactly_half_of_the_crops_are_masked_and_indices_are_in_order():
+    masks, indices = sample_block_masks(31, (8, 8), 0.5, (0.2, 0.5), random.Random(0))
     assert int(masks.flatten(1).any(dim=1).sum()) == 15
-    assert torch.equal(rows, masks.flatten().nonzero()[:, 0])
+    assert torch.equal(indices, masks.flatten().nonzero()[:, 0])
 
 
-def test_a_generator_decides():
+def test_a_generator_determines_the_masks():
     first, second, third = (block_masks(5, (8, 8), 0.4, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
     assert torch.equal(first, second)
     assert not torch.equal(first, third)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from minissl import checkpoint, train
-from minissl.encoders import make_encoder
+from minissl.training import checkpoint, trainer
+from minissl.models.factory import create_encoder
 from minissl.methods.simclr import SimCLR
-from minissl.optim import LARS
-from minissl.train import TrainConfig
+from minissl.training.optimizers import LARS
+from minissl.training.config import TrainConfig
 from tests.golden import tiny_vit, wave
 from tests.test_checkpoint import load_training
 from tests.test_contract import batch, build, fake_steps
@@ -138,21 +138,21 @@ def test_a_step_is_a_share_of_the_layer_however_steep_it_is(scale):
 
 def run(seed):
     torch.manual_seed(seed)
-    method = SimCLR(tiny_vit(), size=16, projection=8)
+    method = SimCLR(tiny_vit(), crop_size=16, projection_dim=8)
     config = TrainConfig(**LARS_CONFIG, precision="fp32")
-    return method, train.make_optimizer(method, config), config
+    return method, trainer.create_optimizer(method, config), config
 
 
 def go_on(method, optimizer, config, start, end):
     for step in range(start, end):
-        train.seed_step(0, step)
-        train.training_step(method, optimizer, batch(), step / 4, config)
+        trainer.seed_step(0, step)
+        trainer.training_step(method, optimizer, batch(), step / 4, config)
 
 
 def test_a_run_goes_on_to_the_same_bits(tmp_path):
     made, other = run(0), run(1)
     go_on(*made, 0, 2)
-    checkpoint.save_training(tmp_path / "c", *made[:2], {"step": 2})
+    checkpoint.save_training_state(tmp_path / "c", *made[:2], {"step": 2})
     assert load_training(tmp_path / "c", *other[:2]) == {"step": 2}
     for each in (made, other):
         go_on(*each, 2, 4)
@@ -163,7 +163,7 @@ def test_a_run_goes_on_to_the_same_bits(tmp_path):
 def test_the_velocity_is_in_the_checkpoint(tmp_path):
     method, optimizer, config = run(0)
     go_on(method, optimizer, config, 0, 2)
-    checkpoint.save_training(tmp_path / "c", method, optimizer, {"step": 2})
+    checkpoint.save_training_state(tmp_path / "c", method, optimizer, {"step": 2})
     tensors, _ = checkpoint.load_tensors(tmp_path / "c")
     velocities = [t for name, t in tensors.items() if name.endswith(".velocity")]
     assert len(velocities) == sum(p.requires_grad for p in method.parameters())
@@ -173,8 +173,8 @@ def test_the_velocity_is_in_the_checkpoint(tmp_path):
 def test_a_config_asks_for_it_and_the_schedule_reaches_it():
     method, optimizer, config = run(0)
     assert isinstance(optimizer, LARS)
-    assert isinstance(train.make_optimizer(method, TrainConfig()), torch.optim.AdamW)
-    train.set_schedules(optimizer, config, 0.1)
+    assert isinstance(trainer.create_optimizer(method, TrainConfig()), torch.optim.AdamW)
+    trainer.set_schedules(optimizer, config, 0.1)
     decayed, plain = optimizer.param_groups
     assert decayed["lr"] == plain["lr"] == pytest.approx(1.7)
     assert 1e-4 <= decayed["weight_decay"] < 1e-3
@@ -186,19 +186,19 @@ def test_a_config_asks_for_it_and_the_schedule_reaches_it():
 def test_a_step_stays_on_the_gpu(precision, device, clip):
     """A real copy of the operations on fake numbers: what is read back fails; on a fake CPU, in backward too."""
     config = TrainConfig(**LARS_CONFIG | {"clip": clip}, precision=precision)
-    fake_steps(SimCLR(make_encoder("cnn"), size=16, projection=8), config, size=20, steps=2, device=device)
+    fake_steps(SimCLR(create_encoder("cnn"), crop_size=16, projection_dim=8), config, size=20, steps=2, device=device)
 
 
 @pytest.mark.parametrize("name", ["dino", "simclr", "transfer"])
 def test_new_heads_may_learn_first(name):
     """Then the encoder rests, even from its decay; and moves afterwards."""
     method = build(name)
-    config = train.TrainConfig(lr=0.01, warmup=0.0, weight_decay=0.1, heads_first=0.5, precision="fp32")
-    optimizer = train.make_optimizer(method, config)
+    config = trainer.TrainConfig(lr=0.01, warmup_fraction=0.0, weight_decay=0.1, freeze_encoder_fraction=0.5, precision="fp32")
+    optimizer = trainer.create_optimizer(method, config)
     rests = {k: p for k, p in method.named_parameters() if "encoder." in k and p.requires_grad}
     others = {k: p for k, p in method.named_parameters() if "encoder." not in k and p.requires_grad}
     for progress, rested in ((0.1, True), (0.6, False)):
         before = {k: p.clone() for k, p in (rests | others).items()}
-        train.training_step(method, optimizer, batch(), progress, config)
+        trainer.training_step(method, optimizer, batch(), progress, config)
         assert all(torch.equal(before[k], p) for k, p in rests.items()) == rested
         assert not any(torch.equal(before[k], p) for k, p in others.items() if p.ndim > 1)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from minissl.methods.simclr import nt_xent
-from minissl.parallel import gather_rows, rank, together
+from minissl.distributed import gather_rows, rank, is_distributed
 from tests.golden import wave
 from tests.processes import group
 from tests.test_simclr import by_loops
@@ -104,4 +104,4 @@ def test_a_single_process_gathers_nothing():
     rows = torch.randn(3, 2)
     assert gather_rows(rows) is rows
     assert rank() == 0
-    assert not together()
+    assert not is_distributed()

@@ -9,8 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from minissl import distribute, parallel, train
-from minissl.__main__ import parse_run
+from minissl import distributed, distributed
+from minissl.training import trainer
+from minissl.cli import parse_run
 from minissl.data import Images, Scenes
 from tests.processes import group
 
@@ -26,30 +27,30 @@ CASES = {
     "a hole": f"pretext --task hole {NANO}",
     "hidden patches": f"pretext --task mae {NANO}",
     "contrast": f"simclr {NANO}",
-    "small crops": f"dino --local_crops 2 {NANO}",
-    "a centre": f"dino --sinkhorn 0 {NANO}",
-    "two heads": f"dinov2 --patch_prototypes 64 {NANO}",
-    "two centres": f"dinov2 --sinkhorn 0 {NANO}",
-    "an anchor": f"dinov3 --gram_from 0 --anchor_at [0.0] {NANO}",
+    "small crops": f"dino --num_local_crops 2 {NANO}",
+    "a centre": f"dino --sinkhorn_iterations 0 {NANO}",
+    "two heads": f"dinov2 --num_patch_prototypes 64 {NANO}",
+    "two centres": f"dinov2 --sinkhorn_iterations 0 {NANO}",
+    "an anchor": f"dinov3 --gram_start_fraction 0 --gram_update_at [0.0] {NANO}",
 }
 
 
 def few_steps(words, data, shard):
     """The losses of some steps, the first gradients, and all weights at the end."""
     run, _ = parse_run([*words.split(), "--device", "cpu", "--batch_size", "8", "--precision", "fp32"])
-    method, config = run.build().double(), train.TrainConfig(**run.loop)
+    method, config = run.build().double(), trainer.TrainConfig(**run.loop)
     if hasattr(method, "prepare"):
         method.prepare(data)
-    loss, losses = (distribute.sharded if shard else distribute.averaged)(method), []
-    optimizer = train.make_optimizer(method, config)
-    for step, batch in zip(range(STEPS), train.batches(data, config.batch_size, 0)):
-        train.seed_step(0, step)
-        terms = train.training_step(method, optimizer, batch, step / STEPS, config, loss)
+    loss, losses = (distributed.wrap_fsdp if shard else distributed.wrap_ddp)(method), []
+    optimizer = trainer.create_optimizer(method, config)
+    for step, batch in zip(range(STEPS), trainer.batches(data, config.batch_size, 0)):
+        trainer.seed_step(0, step)
+        terms = trainer.training_step(method, optimizer, batch, step / STEPS, config, loss)
         losses.append(terms["loss"])
         if step == 0:
             first = {f"grad {n}": p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
     ends = {name: t for name, t in method.state_dict().items() if t.is_floating_point()}
-    return {"losses": torch.stack(losses)} | distribute.whole(first | ends)
+    return {"losses": torch.stack(losses)} | distributed.gather_full(first | ends)
 
 
 def process(number, world, folder):
@@ -66,7 +67,7 @@ def process(number, world, folder):
             found = few_steps(words, data, shard)
             if number == 0:
                 torch.save(found, f"{folder}/{name}_{world}{'s' * shard}.pt")
-    parallel.leave()
+    distributed.shutdown_distributed()
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_when_one_process_is_killed_all_end_and_another_number_goes_on(tmp_path,
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_before_any_work(monkeypatch):
-    monkeypatch.setattr(parallel, "world", lambda: 3)
-    with pytest.raises(parallel.InputError, match="3 processes cannot share a batch of 64"):
-        parallel.share(64)
-    assert parallel.share(63) == 21
+    monkeypatch.setattr(distributed, "world", lambda: 3)
+    with pytest.raises(distributed.InputError, match="3 processes cannot share a batch of 64"):
+        distributed.local_batch_size(64)
+    assert distributed.local_batch_size(63) == 21

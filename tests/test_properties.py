@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minissl.balance import koleo, sinkhorn_knopp
+from minissl.methods.losses import koleo_loss, sinkhorn_knopp
 from minissl.methods.clip import clip_loss
-from minissl.methods.dino import center_and_sharpen, cross_view_entropy, update_center
-from minissl.methods.dinov2 import masked_patch_entropy
+from minissl.methods.dino import center_and_sharpen, dino_loss, update_center
+from minissl.methods.dinov2 import ibot_patch_loss
 from minissl.methods.dinov3 import gram_loss
-from minissl.methods.pretext import masked_pixel_loss
+from minissl.methods.mae import masked_pixel_loss
 from minissl.methods.simclr import nt_xent
-from minissl.patches import patchify, unpatchify
+from minissl.models.vit import patchify, unpatchify
 
 stable = settings(max_examples=12, deadline=None, derandomize=True)
 seeds, unit, value = st.integers(0, 2**32), st.floats(0, 1), st.floats(-10, 10)
@@ -54,11 +54,11 @@ def long(x):
 
 
 def dino(a, b, temperature=0.3):
-    return cross_view_entropy(a, b[:2].softmax(-1), temperature)
+    return dino_loss(a, b[:2].softmax(-1), temperature)
 
 
 def ibot(a, b, temperature=0.3):
-    return masked_patch_entropy(a[long(b)], b.softmax(-1)[long(b)], long(b), temperature)
+    return ibot_patch_loss(a[long(b)], b.softmax(-1)[long(b)], long(b), temperature)
 
 
 def mae(a, b, normalize=True):
@@ -77,7 +77,7 @@ def clip(a, b):
 
 
 def spread(a, b):
-    return koleo(a)
+    return koleo_loss(a)
 
 
 products = partial(gram_loss, normalize=False)
@@ -161,12 +161,12 @@ def test_no_student_is_below_the_entropy_of_its_targets_and_their_own_logarithm_
     targets = logits[:2].softmax(-1)
     assert dino(normal(seed + 1, 4, 6, 5), logits, temperature) >= entropy(targets).mean()
     one = targets[:1].expand(4, -1, -1)
-    assert same(cross_view_entropy(temperature * one.log(), one[:2], temperature), entropy(one).mean())
+    assert same(dino_loss(temperature * one.log(), one[:2], temperature), entropy(one).mean())
     mask = normal(seed + 2, 6, 8) > 0
     targets = (normal(seed, 6, 8, 5) * 3).softmax(-1)
     least = sum(entropy(t[m]).mean() for t, m in zip(targets, mask) if m.any()) / 6
-    assert masked_patch_entropy(normal(seed + 1, 6, 8, 5)[mask], targets[mask], mask, temperature) >= least
-    assert same(masked_patch_entropy(temperature * targets[mask].log(), targets[mask], mask, temperature), least)
+    assert ibot_patch_loss(normal(seed + 1, 6, 8, 5)[mask], targets[mask], mask, temperature) >= least
+    assert same(ibot_patch_loss(temperature * targets[mask].log(), targets[mask], mask, temperature), least)
 
 
 @stable
@@ -189,9 +189,9 @@ def test_what_is_perfect_costs_nothing(seed):
 @given(seeds)
 def test_vectors_cannot_be_further_apart_than_opposite_nor_their_cosines(seed):
     x, y = normal(seed, 2, 6, 8, 3).unbind()
-    assert koleo(x[0]) >= -math.log(2) - 1e-6
-    assert same(koleo(torch.stack([x[0, 0], 1e-5 * x[0, 1] - x[0, 0]])), -math.log(2))
-    assert koleo(torch.cat([x[0], x[0] + 1e-3])) > koleo(x[0])  # the more crowded the worse
+    assert koleo_loss(x[0]) >= -math.log(2) - 1e-6
+    assert same(koleo_loss(torch.stack([x[0, 0], 1e-5 * x[0, 1] - x[0, 0]])), -math.log(2))
+    assert koleo_loss(torch.cat([x[0], x[0] + 1e-3])) > koleo_loss(x[0])  # the more crowded the worse
     assert 0 <= gram_loss(x, y) <= 4
 
 

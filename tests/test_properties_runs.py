@@ -12,14 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from minissl import checkpoint, train, views
-from minissl.augment import MEAN, STD
+from minissl.training import checkpoint, trainer
+from minissl.data.transforms import multi_view
+from minissl.data.transforms.functional import IMAGENET_MEAN, IMAGENET_STD
 from minissl.data import Images
 from minissl.errors import InputError
 from minissl.methods.dino import DINO
-from minissl.order import seed_step
-from minissl.teacher import Teacher, cosine, linear, warmup_cosine
-from minissl.train import TrainConfig
+from minissl.training.sampler import seed_step
+from minissl.models.ema import EMATeacher
+from minissl.training.schedules import cosine, linear, warmup_cosine
+from minissl.training.config import TrainConfig
 from tests.folders import class_folders
 from tests.golden import tiny_vit
 from tests.test_faults import contents
@@ -39,7 +41,7 @@ def numbers(network):
 @stable
 @given(seeds, st.lists(unit, min_size=1, max_size=5))
 def test_a_teacher_is_the_weighted_mean_of_all_students_so_far(seed, momenta):
-    teacher = Teacher(network(seed))
+    teacher = EMATeacher(network(seed))
     expected = numbers(teacher.network)
     for i, momentum in enumerate(momenta):
         student, before = network(seed + i + 1), numbers(teacher.network)
@@ -55,12 +57,12 @@ def test_a_teacher_is_the_weighted_mean_of_all_students_so_far(seed, momenta):
 @stable
 @given(seeds, unit, st.integers(1, 20))
 def test_a_student_that_stays_is_come_closer_to_by_a_power_of_the_momentum(seed, momentum, steps):
-    teacher, student = Teacher(network(seed)), network(seed + 1)
+    teacher, student = EMATeacher(network(seed)), network(seed + 1)
     start, end = numbers(teacher.network), numbers(student)
     for _ in range(steps):
         teacher.follow(student, momentum)
     torch.testing.assert_close(numbers(teacher.network) - end, momentum**steps * (start - end))
-    still = Teacher(student)
+    still = EMATeacher(student)
     still.follow(copy.deepcopy(student), momentum)
     assert torch.equal(numbers(still.network), end)
 
@@ -102,10 +104,10 @@ def test_a_warm_up_is_a_line_to_the_peak_without_a_jump_and_then_a_cosine(start,
 
 
 RECIPES = {
-    "simclr": (lambda x: [views.simclr(x, 12)], [(2, 12)]),
-    "multi_crop": (lambda x: views.multi_crop(x, 16, 8, 3, (0.4, 1.0), (0.05, 0.4)), [(2, 16), (3, 8)]),
+    "simclr": (lambda x: [multi_view.simclr_views(x, 12)], [(2, 12)]),
+    "multi_crop": (lambda x: multi_view.multi_crop(x, 16, 8, 3, (0.4, 1.0), (0.05, 0.4)), [(2, 16), (3, 8)]),
     "anchored_crop": (
-        lambda x: views.anchored_crop(x, 24, 16, 8, 1, (0.4, 1.0), (0.05, 0.4)),
+        lambda x: multi_view.multi_crop_with_gram_crops(x, 24, 16, 8, 1, (0.4, 1.0), (0.05, 0.4)),
         [(2, 16), (1, 8), (2, 24)],
     ),
 }
@@ -122,7 +124,7 @@ def test_views_are_of_their_size_are_pictures_and_are_the_seeds_alone(recipe, ki
     found = recipe(images)
     assert [(*x.shape, x.dtype) for x in found] == [(v * n, 3, s, s, torch.float32) for v, s in kinds]
     for x in found:
-        pixels = x * torch.tensor(STD).view(3, 1, 1) + torch.tensor(MEAN).view(3, 1, 1)
+        pixels = x * torch.tensor(IMAGENET_STD).view(3, 1, 1) + torch.tensor(IMAGENET_MEAN).view(3, 1, 1)
         assert -1e-5 <= pixels.min() <= pixels.max() <= 1 + 1e-5
     assert torch.equal(images, before)
     others = torch.randint(0, 256, images.shape, dtype=torch.uint8)
@@ -138,10 +140,10 @@ def test_views_are_of_their_size_are_pictures_and_are_the_seeds_alone(recipe, ki
 def trained(seed, chance):
     """What a tiny DINO has become, and said, after a few steps; `chance` is where the generators were before."""
     torch.manual_seed(0)
-    method = DINO(tiny_vit(), size=16, local_size=8, local_crops=1, prototypes=8, hidden=8, bottleneck=4)
+    method = DINO(tiny_vit(), crop_size=16, local_crop_size=8, num_local_crops=1, num_prototypes=8, hidden_dim=8, bottleneck_dim=4)
     data = Images(torch.randint(0, 256, (12, 3, 20, 20), dtype=torch.uint8))
     seed_step(chance, chance)
-    history = train.learn(method, data, TrainConfig(batch_size=4, precision="fp32", seed=seed, warmup=0.0), 6)
+    history = trainer.learn(method, data, TrainConfig(batch_size=4, precision="fp32", seed=seed, warmup_fraction=0.0), 6)
     return method.state_dict(), history
 
 

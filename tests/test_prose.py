@@ -1,19 +1,20 @@
-"""What is written is true: every path, command, option and name in the prose exists."""
+"""Every path, command, option and name in README, data/README, notes and notebooks exists."""
 
 import importlib
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from minissl.__main__ import train_parser
-from minissl.method import available
+from minissl.cli import COMMANDS, train_parser, with_underscores
+from minissl.methods.registry import list_methods
 
 ROOT = Path(__file__).parent.parent
-MADE = {"runs", ".venv", "build", "wheels", "start.py", "START.md"}  # what commands make
+MADE = {"runs", ".venv", "build", "wheels", "start.py", "START.md"}  # created by commands
 CHAPTERS = ROOT / "chapters"
 PROSE = [ROOT / "README.md", ROOT / "data" / "README.md", *sorted(CHAPTERS.rglob("*.ipynb"))]
 PROSE += sorted((CHAPTERS / "notes").glob("*.md"))
@@ -34,7 +35,10 @@ def words_in_code(path):
     return re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL)), "\n".join(blocks)
 
 
-@pytest.mark.parametrize("path", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
+by_file = pytest.mark.parametrize("path", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
+
+
+@by_file
 def test_paths_exist(path):
     inline, _ = words_in_code(path)
     links = re.findall(r"\]\(([^)#]+)\)", prose(path))
@@ -46,30 +50,29 @@ def test_paths_exist(path):
         assert any(place.exists() for place in places), name
 
 
-@pytest.mark.parametrize("path", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
+@by_file
 def test_names_exist(path):
     inline, _ = words_in_code(path)
     for name in (w for w in inline if re.fullmatch(r"minissl(\.\w+)+", w)):
-        parts = name.split(".")
-        module = importlib.import_module(".".join(parts[:-1]))
-        assert hasattr(module, parts[-1]) or importlib.import_module(name), name
+        module, attribute = name.rsplit(".", 1)
+        assert hasattr(importlib.import_module(module), attribute) or importlib.import_module(name), name
 
 
-@pytest.mark.parametrize("path", PROSE, ids=lambda p: str(p.relative_to(ROOT)))
+@by_file
 def test_commands_exist(path):
     inline, blocks = words_in_code(path)
     text = "\n".join([*inline, blocks])
     targets = set(re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for target in re.findall(r"\bmake ([a-z0-9-]+)", text):
         assert target in targets, target
-    for line in re.findall(r"python -m minissl (.*)", text):
-        command, *rest = line.split("#")[0].split()
-        assert command in ("train", "evaluate", "show", "compare", "few", "track", "doctor", "export", "advise"), line
-        if command == "train" and rest[0] in available():
-            train_parser(rest[0], "cpu").parse_args(rest[1:])
+    for line in re.findall(r"(?:^|python -m )minissl (.*)", text, re.MULTILINE):
+        command, *rest = shlex.split(line.split("#")[0])
+        if command == "train" and rest and rest[0] in list_methods():
+            train_parser(rest[0], "cpu").parse_args([with_underscores(word) for word in rest[1:]])
+        assert command in COMMANDS or command.startswith("-"), line
 
 
-def test_make_alone_lists_what_can_be_made():
+def test_make_alone_lists_its_targets():
     out = subprocess.run(
         ["make", f"SYSTEM_PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -77,8 +80,7 @@ def test_make_alone_lists_what_can_be_made():
         assert re.search(rf"make {target} +\w", out.stdout), target
 
 
-def test_nothing_names_a_place_only_we_have():
-    """Neither a machine's path nor what the project was made with."""
+def test_no_path_of_one_machine_is_named():
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     for name in files:
         if Path(name).suffix in (".py", ".md", ".toml", ".yml", ".ipynb") or name in ("Makefile", ".ci/run"):

@@ -5,16 +5,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minissl import pretrained
+from minissl.hub import pretrained
 from minissl.data import Images
 from minissl.data.images import Factor
-from minissl.encoders import make_encoder
+from minissl.models.factory import create_encoder
 from minissl.errors import InputError
-from minissl.evaluate import extract, few, few_labels, fine_tune, linear_probe
-from minissl.method import Batch
+from minissl.evaluation import extract_features, sample_per_class, few_shot, fine_tune, linear_probe
+from minissl.data.batch import Batch
 from minissl.methods.transfer import Transfer
-from minissl.train import TrainConfig, learn, make_optimizer, set_schedules
-from minissl.transformer import layer_rates
+from minissl.training.config import TrainConfig
+from minissl.training.trainer import learn, create_optimizer, set_schedules
+from minissl.models.layers import layer_lr_scales
 from tests.golden import tiny_vit
 
 
@@ -40,9 +41,9 @@ def tuned(method):
 @pytest.mark.parametrize("tune", ["all", "last", "head"])
 def test_what_is_tuned_moves_and_nothing_else(tune):
     torch.manual_seed(0)
-    method = Transfer(tiny_vit(), size=16, classes=3, tune=tune)
+    method = Transfer(tiny_vit(), crop_size=16, num_classes=3, tune=tune)
     before = {name: p.clone() for name, p in method.encoder.named_parameters()}
-    learn(method, Images(*squares()), TrainConfig(batch_size=6, lr=0.01, warmup=0.0), 2)
+    learn(method, Images(*squares()), TrainConfig(batch_size=6, lr=0.01, warmup_fraction=0.0), 2)
     moved = {name for name, p in method.encoder.named_parameters() if not torch.equal(p, before[name])}
     everything = set(before)
     last = {name for name in everything if name.startswith(("norm.", "blocks.1."))}
@@ -51,7 +52,7 @@ def test_what_is_tuned_moves_and_nothing_else(tune):
 
 
 def test_a_frozen_encoder_keeps_its_batch_norms():
-    method = Transfer(make_encoder("cnn"), size=16, classes=3, tune="head").train()
+    method = Transfer(create_encoder("cnn"), crop_size=16, num_classes=3, tune="head").train()
     before = [b.clone() for b in method.encoder.buffers()]
     method.loss(batch(), 0.0)
     assert all(torch.equal(old, new) for old, new in zip(before, method.encoder.buffers()))
@@ -60,15 +61,15 @@ def test_a_frozen_encoder_keeps_its_batch_norms():
 
 def test_layers_move_at_their_own_speed():
     encoder = tiny_vit()
-    rates = layer_rates(encoder, 0.5)
+    rates = layer_lr_scales(encoder, 0.5)
     assert rates["blocks.1.attn.qkv.weight"] == rates["norm.weight"] == 1
     assert rates["blocks.0.mlp.fc1.bias"] == 0.5
     assert rates["pos_embed"] == rates["patch_embed.proj.weight"] == 0.25
     assert set(rates) == {name for name, _ in encoder.named_parameters()}
-    assert set(layer_rates(make_encoder("cnn"), 0.3).values()) == {0.3}
-    method = Transfer(encoder, size=16, classes=3, layer_decay=0.5)
-    optimizer = make_optimizer(method, TrainConfig())
-    set_schedules(optimizer, TrainConfig(lr=1.0, warmup=0.0), 0.0)
+    assert set(layer_lr_scales(create_encoder("cnn"), 0.3).values()) == {0.3}
+    method = Transfer(encoder, crop_size=16, num_classes=3, layer_decay=0.5)
+    optimizer = create_optimizer(method, TrainConfig())
+    set_schedules(optimizer, TrainConfig(lr=1.0, warmup_fraction=0.0), 0.0)
     name = {id(p): n for n, p in method.named_parameters()}
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -76,11 +77,11 @@ def test_layers_move_at_their_own_speed():
 
 
 def test_the_loss_is_the_cross_entropy_of_every_target():
-    method = Transfer(tiny_vit(), size=16, scale=(1.0, 1.0), classes=3, targets=("color", "size")).eval()
+    method = Transfer(tiny_vit(), crop_size=16, crop_scale=(1.0, 1.0), num_classes=3, targets=("color", "size")).eval()
     torch.manual_seed(0)
     terms = method.loss(batch(), 0.0)
     torch.testing.assert_close(terms["loss"], terms["color"] + terms["size"])
-    single = Transfer(tiny_vit(), size=16, scale=(1.0, 1.0), classes=3, smoothing=0.1)
+    single = Transfer(tiny_vit(), crop_size=16, crop_scale=(1.0, 1.0), num_classes=3, label_smoothing=0.1)
     seen = []
     single.heads["labels"].register_forward_hook(lambda layer, inputs, output: seen.append(output))
     loss, logits = single.loss(batch(), 0.0)["loss"], seen
@@ -92,16 +93,16 @@ def test_what_cannot_be_learnt_is_said():
     images = Images(*squares(6), factors={"color": Factor(torch.arange(6), tuple("abcdef"), ())})
     with pytest.raises(InputError, match="no factor 'place'; choose from color"):
         Transfer(tiny_vit(), targets=("place",)).prepare(images)
-    with pytest.raises(InputError, match="3 classes and 2 outputs; give --classes 3"):
-        Transfer(tiny_vit(), classes=2).prepare(images)
+    with pytest.raises(InputError, match="3 classes and 2 outputs; give --num_classes 3"):
+        Transfer(tiny_vit(), num_classes=2).prepare(images)
     with pytest.raises(InputError, match="no blocks"):
-        Transfer(make_encoder("cnn"), tune="last")
+        Transfer(create_encoder("cnn"), tune="last")
 
 
 @pytest.fixture(scope="module")
 def learnt():
     torch.manual_seed(0)
-    method = Transfer(tiny_vit(), size=16, classes=3)
+    method = Transfer(tiny_vit(), crop_size=16, num_classes=3)
     history = learn(method, Images(*squares()), TrainConfig(batch_size=32, lr=3e-3, seed=1), 60)
     return method, history
 
@@ -114,12 +115,12 @@ def test_it_learns(learnt):
 
 def test_few_takes_as_many_of_each_class_as_asked_for():
     _, labels = squares(30)
-    rows = few(labels, 4, seed=0)
+    rows = sample_per_class(labels, 4, seed=0)
     assert labels[rows].bincount().tolist() == [4, 4, 4]
     assert len(set(rows.tolist())) == 12
-    assert torch.equal(rows, few(labels, 4, seed=0))
-    assert not torch.equal(rows, few(labels, 4, seed=1))
-    assert len(few(labels, 100, seed=0)) == 30
+    assert torch.equal(rows, sample_per_class(labels, 4, seed=0))
+    assert not torch.equal(rows, sample_per_class(labels, 4, seed=1))
+    assert len(sample_per_class(labels, 100, seed=0)) == 30
 
 
 @pytest.mark.slow
@@ -127,11 +128,11 @@ def test_few_labels_are_enough_for_features_that_know_the_task(learnt):
     torch.manual_seed(3)
     encoder, train, test = learnt[0].encoder, squares(60, seed=5), squares(60, seed=6)
     kept = {name: p.clone() for name, p in encoder.state_dict().items()}
-    table = few_labels(encoder, tiny_vit(), train, test, 16, counts=(1, 4), seeds=2)
+    table = few_shot(encoder, tiny_vit(), train, test, 16, labels_per_class=(1, 4), num_seeds=2)
     assert {name: values.shape for name, values in table.items()} == dict.fromkeys(table, torch.Size((2, 2)))
     assert table["frozen"][1].min() > 0.9
-    rows = few(train[1], 1, seed=1)
-    found = linear_probe(extract(encoder, train[0][rows], 16), train[1][rows], extract(encoder, test[0], 16), 0.1)
+    rows = sample_per_class(train[1], 1, seed=1)
+    found = linear_probe(extract_features(encoder, train[0][rows], 16), train[1][rows], extract_features(encoder, test[0], 16), 0.1)
     assert table["frozen"][0, 1] == (found == test[1]).float().mean()
     assert all(torch.equal(kept[name], p) for name, p in encoder.state_dict().items())
 
@@ -147,37 +148,37 @@ def test_fine_tuning_is_the_same_from_the_same_seed(learnt):
 def test_every_encoder_gives_tokens_and_learns_from_where_another_stopped(name, tmp_path):
     choices = {"name": name, "patch_size": 8, "img_size": 32, "stem": "conv"}
     torch.manual_seed(0)
-    encoder, images = make_encoder(**choices).eval(), torch.randn(2, 3, 32, 32)
+    encoder, images = create_encoder(**choices).eval(), torch.randn(2, 3, 32, 32)
     tokens = encoder(images)
     assert tokens.cls.shape == (2, encoder.dim)
     assert tokens.patches.shape[-1] == encoder.dim
     attention = encoder.attention(images)
     assert attention.shape[-2:] == tokens.patches.shape[1:3]
     path = tmp_path / "encoder.safetensors"
-    pretrained.save(encoder, choices, path)
+    pretrained.save_encoder(encoder, choices, path)
     torch.manual_seed(1)
-    again = make_encoder(**choices)
-    pretrained.put(again, path)
-    for one in (again.eval(), pretrained.load(path)):
+    again = create_encoder(**choices)
+    pretrained.load_weights(again, path)
+    for one in (again.eval(), pretrained.load_encoder(path)):
         torch.testing.assert_close(one(images).cls, tokens.cls)
 
 
 def test_weights_of_another_encoder_are_refused(tmp_path):
     path = tmp_path / "encoder.safetensors"
-    pretrained.save(make_encoder("cnn"), {"name": "cnn"}, path)
+    pretrained.save_encoder(create_encoder("cnn"), {"name": "cnn"}, path)
     with pytest.raises(InputError, match="another encoder"):
-        pretrained.put(make_encoder("nano", 8, 32), path)
+        pretrained.load_weights(create_encoder("nano", 8, 32), path)
     with pytest.raises(InputError, match=r"pretrained\.put"):
-        make_encoder("nano", 8, 32, weights=str(path))
+        create_encoder("nano", 8, 32, weights=str(path))
     with pytest.raises(InputError, match="ResNets only"):
-        make_encoder("nano", 8, 32, weights="imagenet")
+        create_encoder("nano", 8, 32, weights="imagenet")
 
 
 def test_a_resnet_is_torchvisions():
     import torchvision
 
     torch.manual_seed(0)
-    ours, theirs = make_encoder("resnet18", img_size=224).eval(), torchvision.models.resnet18().eval()
+    ours, theirs = create_encoder("resnet18", image_size=224).eval(), torchvision.models.resnet18().eval()
     theirs.load_state_dict(ours.network.state_dict(), strict=False)
     theirs.fc = nn.Identity()
     images = torch.randn(2, 3, 64, 64)

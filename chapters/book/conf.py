@@ -1,8 +1,7 @@
-"""The course as pages: how Sphinx turns the committed notebooks into build/book (`make book`).
+"""Sphinx configuration of the book: the committed notebooks as pages in build/book (`make book`).
 
-Nothing is executed and nothing is fetched, neither while building nor by the finished pages: pictures and numbers are
-those in the notebooks, equations are set by a MathJax that lies beside the pages. The first notebook is the first page.
-It lives in a folder of its own, so that students see chapters and solutions beside each other, and no machinery.
+No notebook is executed, and neither the build nor a finished page loads anything from a network. Figures and numbers are
+the committed outputs; equations are rendered by a copy of MathJax beside the pages. The first notebook is the first page.
 """
 
 import json
@@ -15,14 +14,14 @@ from pathlib import Path
 CHAPTERS = Path(__file__).parent.parent
 LESSONS = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
 WIDGET = "application/vnd.jupyter.widget-view+json"
-STILL = "*On this page nothing moves: open the notebook in JupyterLab. A still picture stands beside it.*"
+STILL = "*This page has no widgets; open the notebook in JupyterLab to use them. A still image is beside this cell.*"
 
 project = "minissl"
 html_title = "minissl"
 html_show_copyright = html_show_sphinx = html_use_index = False
 language = "en"
 root_doc = LESSONS[0]
-include_patterns = ["*.ipynb", "solutions/*.ipynb"]  # notes for teachers are no pages
+include_patterns = ["*.ipynb", "solutions/*.ipynb"]  # teachers' notes are not part of the book
 extensions = ["myst_nb", "sphinx.ext.mathjax"]
 myst_enable_extensions = ["dollarmath"]
 mathjax_path = "mathjax/tex-chtml-full.js"
@@ -34,8 +33,8 @@ html_theme = "sphinx_book_theme"
 html_static_path = ["style.css"]
 html_css_files = ["style.css"]
 html_favicon = "icon.svg"
-html_show_search_summary = False  # it would be fetched from the other pages, which a browser forbids to files
-html_sourcelink_suffix = ""  # so that a page's source is downloaded as .ipynb
+html_show_search_summary = False  # browsers do not let a local file fetch the other pages
+html_sourcelink_suffix = ""  # a page's source is downloaded as .ipynb
 html_context = {"default_mode": "auto"}
 html_theme_options = {
     "footer_content_items": [],
@@ -44,7 +43,7 @@ html_theme_options = {
     "use_fullscreen_button": False,
 }
 
-if repository := os.environ.get("REPOSITORY"):  # make book REPOSITORY=https://github.com/...: where students can run it
+if repository := os.environ.get("REPOSITORY"):  # make book REPOSITORY=https://github.com/... adds launch buttons
     html_theme_options |= {
         "repository_url": repository,
         "repository_branch": "main",
@@ -59,7 +58,7 @@ if repository := os.environ.get("REPOSITORY"):  # make book REPOSITORY=https://g
 
 
 def prepare(app, name: str, source: list[str]) -> None:
-    """Change a notebook as it is read: READMEs become files, widgets a sentence; the first one lists all others."""
+    """Adapt a notebook while it is read: link READMEs as files, replace widgets by a sentence, list all pages on the first."""
     notebook = json.loads(source[0])
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
@@ -75,12 +74,12 @@ def prepare(app, name: str, source: list[str]) -> None:
 
 
 def contents(caption: str, names: list[str]) -> str:
-    """A part of the list of pages, shown at their side."""
+    """Return one part of the table of contents."""
     return "\n".join(["```{toctree}", ":hidden:", f":caption: {caption}", "", *names, "```", "", ""])
 
 
 def finish(app, error: Exception | None) -> None:
-    """Put MathJax beside the pages, and the first page where a browser looks for it."""
+    """Copy MathJax beside the pages, and the first page to index.html."""
     if error is None:
         mathjax = Path(*find_spec("sphinx-mathjax-offline").submodule_search_locations) / "static" / "mathjax"
         beside = Path(app.outdir) / "_static" / "mathjax"
@@ -90,5 +89,6 @@ def finish(app, error: Exception | None) -> None:
 
 
 def setup(app) -> None:
+    """Register the two hooks with Sphinx."""
     app.connect("source-read", prepare)
     app.connect("build-finished", finish)

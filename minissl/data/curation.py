@@ -1,11 +1,11 @@
-"""Fewer images, and better ones: from a pool as one finds it to a set as one would choose it.
+"""Data curation without labels: deduplication, retrieval and balanced sampling of a pool of images.
 
-Oquab et al., DINOv2, 2023 (arXiv:2304.07193), section 3: near-copies are removed, and images are retrieved that are
-like those of a small chosen set; Vo et al., Automatic Data Curation for Self-Supervised Learning, 2024
-(arXiv:2405.15613): what is rare gets as many places as what is common, by clusters. All that is needed of an image is a
-vector, of any network; labels are not.
+Oquab et al., DINOv2, 2023 (arXiv:2304.07193), section 3: near-duplicates are removed, and images similar to those of a
+small curated set are retrieved. Vo et al., Automatic Data Curation for Self-Supervised Learning, 2024
+(arXiv:2405.15613): clusters are sampled evenly, so that rare content is as frequent as common content. Every function
+takes one feature per image, of any network.
 
-Shapes: N images of the pool, D numbers each; S images of the chosen set.
+Shapes: N images of the pool with features of D dimensions; S images of the curated set.
 """
 
 import torch
@@ -13,21 +13,22 @@ import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-BLOCK = 2048  # images compared with all at a time
+CHUNK = 2048  # images compared with all others at a time
 
 
-def thumbnails(images: Tensor, side: int = 8) -> Tensor:
-    """Vectors that a copy keeps, a mirrored one too: small thumbnails, less the mean of each colour, of length one.
+def thumbnail_descriptors(images: Tensor, side: int = 8) -> Tensor:
+    """Compute descriptors that are similar for near-duplicates, flipped ones included, without an encoder.
 
-    They need no encoder. One that sees through crops finds more copies, if its threshold is chosen with care: below it
-    the chains of its copies run through pictures that only show the same kind of thing.
+    A descriptor is a small thumbnail, minus the mean of each color channel, normalized to length 1. Features of an
+    encoder that is invariant to crops find more duplicates. They need a higher threshold: below it, chains of
+    duplicates connect images that only share a class.
 
     Args:
         images: (N, 3, H, W) uint8.
-        side: pixels a side that are left.
+        side: pixels per side of a thumbnail.
 
     Returns:
-        (N, 2 * 3 * side * side): what a thumbnail and its mirror image have in common, and how much they differ.
+        (N, 2 * 3 * side * side) float32: the sum of a thumbnail and its mirror image, and their absolute difference.
     """
     small = F.interpolate(images.float() / 255, (side, side), mode="bicubic", antialias=True)
     small = F.normalize((small - small.mean(dim=(2, 3), keepdim=True)).flatten(1), dim=-1).view_as(small)
@@ -35,29 +36,30 @@ def thumbnails(images: Tensor, side: int = 8) -> Tensor:
     return torch.cat([(small + mirrored).flatten(1), (small - mirrored).abs().flatten(1)], dim=-1)
 
 
-def nearest(features: Tensor, others: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """For each of (N, D) the cosines with its k nearest among `others` (S, D), and their numbers, both (N, k)."""
+def nearest_neighbors(features: Tensor, others: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return cosine similarities and indices, both (N, k), of the k nearest of `others` (S, D) to each of (N, D)."""
     features, others = F.normalize(features, dim=-1), F.normalize(others, dim=-1)
-    found = [(part @ others.mT).topk(k) for part in features.split(BLOCK)]
-    return tuple(torch.cat(parts) for parts in zip(*found))
+    similarities, indices = zip(*((part @ others.mT).topk(k) for part in features.split(CHUNK)))
+    return torch.cat(similarities), torch.cat(indices)
 
 
-def copies(features: Tensor, threshold: float, k: int = 16) -> Tensor:
-    """For each image the first of those it is a near-copy of, directly or by way of others; itself if of none.
+def find_near_duplicates(features: Tensor, threshold: float, k: int = 16) -> Tensor:
+    """Return for each image the first of its connected component of near-duplicates; itself if it has none.
 
     Args:
-        features: (N, D), of a network that knows a copy from another picture of the same thing.
-        threshold: cosine from which on two are copies; 0.6 in the paper, for features made for this.
-        k: neighbours that are looked at; 64 in the paper.
+        features: (N, D), which distinguish a duplicate from another image of the same class.
+        threshold: cosine similarity from which on two images are duplicates; 0.6 in the paper, for features trained for
+            copy detection.
+        k: neighbors that are compared; 64 in the paper.
 
     Returns:
-        (N,) int64; an image is kept by it if it stands for itself: `copies(...) == arange(N)`.
+        (N,) int64. Deduplication keeps the images with `find_near_duplicates(...) == arange(N)`.
     """
-    cosines, neighbors = nearest(features, features, min(k, len(features)))
+    similarities, neighbors = nearest_neighbors(features, features, min(k, len(features)))
     first = torch.arange(len(features), device=features.device)
-    rows, places = (cosines >= threshold).nonzero(as_tuple=True)
-    ends = neighbors[rows, places]
-    while True:  # every image takes the smallest number in its company, until none changes
+    rows, ranks = (similarities >= threshold).nonzero(as_tuple=True)
+    ends = neighbors[rows, ranks]
+    while True:  # each image takes the smallest index of its neighbors, until none changes
         new = first.scatter_reduce(0, rows, first[ends], "amin").scatter_reduce(0, ends, first[rows], "amin")
         new = torch.minimum(new, new[new])
         if bool((new == first).all()):
@@ -65,41 +67,47 @@ def copies(features: Tensor, threshold: float, k: int = 16) -> Tensor:
         first = new
 
 
-def clusters(features: Tensor, k: int, seed: int = 0) -> Tensor:
-    """Numbers (N,) of k clusters of directions (N, D), by k-means."""
-    means = KMeans(k, n_init=1, random_state=seed)
-    return torch.from_numpy(means.fit_predict(F.normalize(features, dim=-1).cpu().numpy())).long()
+def cluster(features: Tensor, k: int, seed: int = 0) -> Tensor:
+    """Assign normalized features (N, D) to k clusters (N,) int64, by k-means."""
+    kmeans = KMeans(k, n_init=1, random_state=seed)
+    return torch.from_numpy(kmeans.fit_predict(F.normalize(features, dim=-1).cpu().numpy())).long()
 
 
-def balanced(groups: Tensor, n: int, seed: int = 0) -> Tensor:
-    """Rows (n,) of N images, drawn so that every group has as many as it can give: the smallest give all.
+def balanced_sample(groups: Tensor, n: int, seed: int = 0) -> Tensor:
+    """Sample n images evenly from all groups, without replacement; small groups are taken whole.
 
     Args:
-        groups: (N,) int64, as `clusters` gives them.
-        n: how many, at most N.
-        seed: of the draw.
+        groups: (N,) int64, as `cluster` returns them.
+        n: number of images, at most N.
+        seed: of the random order.
+
+    Returns:
+        Indices (n,) int64.
     """
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
-    turn = torch.empty_like(order)
-    for group in groups.unique():  # each group lines up: its first ones come before all others' second ones
+    rank = torch.empty_like(order)  # within the group
+    for group in groups.unique():
         rows = order[groups[order] == group]
-        turn[rows] = torch.arange(len(rows))
-    return order[turn[order].argsort(stable=True)[:n]]
+        rank[rows] = torch.arange(len(rows))
+    return order[rank[order].argsort(stable=True)[:n]]  # the first of every group, then the second of every group
 
 
-def retrieved(features: Tensor, chosen: Tensor, n: int) -> Tensor:
-    """Rows (n,) of the pool that are like the chosen set: every chosen image's nearest, then every one's second.
+def retrieve_similar(features: Tensor, curated: Tensor, n: int) -> Tensor:
+    """Retrieve n images of a pool: the nearest neighbor of each curated image, then the second of each, and so on.
 
     Args:
         features: (N, D) of the pool.
-        chosen: (S, D) of the chosen set.
-        n: how many, at most N.
+        curated: (S, D) of the curated set.
+        n: number of images, at most N.
+
+    Returns:
+        Indices (n,) int64 of the pool.
     """
-    for k in (-(-2 * n // len(chosen)), len(features)):  # several may find the same, so twice as many as needed
-        _, found = nearest(chosen, features, min(k, len(features)))
-        rows = found.mT.flatten()  # all first ones, then all second ones
-        places = torch.full((len(features),), len(rows), device=rows.device)
-        places = places.scatter_reduce(0, rows, torch.arange(len(rows), device=rows.device), "amin")
-        if int((places < len(rows)).sum()) >= n:
+    for k in (-(-2 * n // len(curated)), len(features)):  # several may share a neighbor: try twice as many as needed
+        _, neighbors = nearest_neighbors(curated, features, min(k, len(features)))
+        rows = neighbors.mT.flatten()  # all nearest neighbors, then all second ones
+        rank = torch.full((len(features),), len(rows), device=rows.device)
+        rank = rank.scatter_reduce(0, rows, torch.arange(len(rows), device=rows.device), "amin")
+        if int((rank < len(rows)).sum()) >= n:
             break
-    return places.argsort(stable=True)[:n]
+    return rank.argsort(stable=True)[:n]

@@ -1,10 +1,10 @@
-"""Real video with masks, in the layout of DAVIS 2017 (Pont-Tuset et al., arXiv:1704.00675).
+"""Real videos with masks, in the layout of DAVIS 2017 (Pont-Tuset et al., 2017, arXiv:1704.00675).
 
-    JPEGImages/480p/CLIP/00000.jpg      frames; the level 480p may be missing here and in the next
-    Annotations/480p/CLIP/00000.png     masks, a palette image whose numbers are the objects
-    ImageSets/2017/val.txt              names of clips, one a line, where it is
+    JPEGImages/480p/CLIP/00000.jpg      frames; the folder 480p is optional here and below
+    Annotations/480p/CLIP/00000.png     masks, palette images whose values are the numbers of the objects
+    ImageSets/2017/val.txt              optional: names of clips, one per line
 
-In DAVIS 2016 the masks are 0 and 255, where 255 is the object; take those of 2017, where it is the void.
+Use the masks of DAVIS 2017, where 255 is void. In DAVIS 2016 it is the object.
 
 Shapes: T frames of H x W pixels.
 """
@@ -17,23 +17,23 @@ from PIL import Image
 from torch import Tensor
 
 from minissl.data.images import UNREADABLE
-from minissl.data.video import Clip
+from minissl.data.synthetic.clips import Clip
 from minissl.errors import InputError
 
-VOID = 255  # in a mask: belongs to nothing, and is not to be scored
+VOID = 255  # in a mask: pixels that are ignored in the evaluation
 
 
 def list_clips(root: Path, split: str | None = None) -> list[str]:
-    """The names of the clips under `root`, in the order of the list of a split, or all by name.
+    """Return the names of the clips of a split, in the order of its list; of all clips, sorted, without a split.
 
     Args:
-        root: the folder that holds JPEGImages and Annotations.
-        split: the name of a list in ImageSets/2017, or else in another folder of ImageSets, such as "train" or "val".
+        root: folder that holds JPEGImages and Annotations.
+        split: name of a list, such as "train" or "val", in ImageSets/2017 or another folder of ImageSets.
 
     Raises:
-        InputError: if there is no folder of frames, no such list, or no clip in it.
+        InputError: if there is no folder of frames or no such list, or if it is empty.
     """
-    frames = _level(root, "JPEGImages")
+    frames = _subfolder(root, "JPEGImages")
     if split is None:
         source, names = frames, sorted(folder.name for folder in frames.iterdir() if folder.is_dir())
     else:
@@ -41,60 +41,60 @@ def list_clips(root: Path, split: str | None = None) -> list[str]:
         try:
             lines = source.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError:
-            raise InputError(f"{source} is no text in UTF-8; it should name a clip a line.") from None
-        names = list(dict.fromkeys(_clip_of(line.split()[0]) for line in lines if line.strip()))
+            raise InputError(f"{source} is not UTF-8 text; write one name of a clip per line.") from None
+        names = list(dict.fromkeys(_clip_name(line.split()[0]) for line in lines if line.strip()))
     if not names:
-        raise InputError(f"{source} holds no clips.")
+        raise InputError(f"{source} holds no clips; add one folder of frames (in a list: one line) per clip.")
     return names
 
 
 def load_clip(root: Path, name: str, size: int | None = None) -> Clip:
-    """A clip with a mask for each frame.
+    """Load a clip with a mask for each frame.
 
     Args:
-        root: the folder that holds JPEGImages and Annotations.
-        name: the clip's.
-        size: pixels of the short side; nothing is cut off. The files' own if None.
+        root: folder that holds JPEGImages and Annotations.
+        name: name of the clip.
+        size: pixels of the short side, without cropping; None keeps the size of the files.
 
     Returns:
-        frames (T, 3, H, W) uint8, and masks (T, H, W) uint8 with 0 for the background, the number of an object, the
+        Frames (T, 3, H, W) uint8 and masks (T, H, W) uint8: 0 on the background, the number of an object, which is the
         same in all frames, or VOID.
 
     Raises:
-        InputError: for a clip, a frame's mask or a folder that is missing or cannot be read; a mask of another size
-            than its frame; frames of different sizes.
+        InputError: if a folder, frame or mask is missing or cannot be read, a mask differs in size from its frame, or
+            frames differ in size.
     """
-    folder, masks = (_level(root, part) / name for part in ("JPEGImages", "Annotations"))
+    folder, masks = (_subfolder(root, part) / name for part in ("JPEGImages", "Annotations"))
     for part in (folder, masks):
         if not part.is_dir():
-            raise InputError(f"There is no folder {part}.")
+            raise InputError(f"There is no folder {part}; a clip needs frames in JPEGImages and masks in Annotations.")
     files = sorted(folder.glob("*.jpg"))
     if not files:
-        raise InputError(f"{folder} holds no frames (00000.jpg and so on).")
+        raise InputError(f"{folder} holds no frames; add 00000.jpg, 00001.jpg and so on.")
     pairs = [_read_pair(file, masks / f"{file.stem}.png", size) for file in files]
-    odd = next((file for file, (frame, _) in zip(files, pairs) if frame.shape != pairs[0][0].shape), None)
-    if odd:
-        raise InputError(f"{odd} is of another size than {files[0]}; the frames of a clip are of one.")
+    for file, (frame, _) in zip(files, pairs):
+        if frame.shape != pairs[0][0].shape:
+            raise InputError(f"{file} differs in size from {files[0]}; all frames of a clip need the same size.")
     return Clip(*(torch.stack(part) for part in zip(*pairs)))
 
 
 def _split_file(lists: Path, split: str) -> Path:
-    """ImageSets/2017/SPLIT.txt, or the first other by name. Raises InputError if there is none."""
-    found = [lists / "2017" / f"{split}.txt", *sorted(lists.glob(f"*/{split}.txt"))]
-    for file in found:
+    """Return ImageSets/2017/SPLIT.txt, or the first one of another folder. Raises InputError if there is none."""
+    candidates = [lists / "2017" / f"{split}.txt", *sorted(lists.glob(f"*/{split}.txt"))]
+    for file in candidates:
         if file.is_file():
             return file
-    raise InputError(f"There is no list {found[0]}; leave the split out to take all clips.")
+    raise InputError(f"There is no list {candidates[0]}; leave the split out to use all clips.")
 
 
-def _clip_of(entry: str) -> str:
-    """The clip of an entry of a list: a name, or as in 2016 a frame, /JPEGImages/480p/CLIP/00000.jpg."""
+def _clip_name(entry: str) -> str:
+    """Return the clip of an entry of a list: a name, or, as in 2016, a frame /JPEGImages/480p/CLIP/00000.jpg."""
     path = PurePosixPath(entry)
     return path.parent.name if path.suffix else path.name
 
 
-def _level(root: Path, part: str) -> Path:
-    """JPEGImages/480p or JPEGImages. Raises InputError if neither is there."""
+def _subfolder(root: Path, part: str) -> Path:
+    """Return `root`/`part`/480p or `root`/`part`. Raises InputError if neither exists."""
     for folder in (Path(root) / part / "480p", Path(root) / part):
         if folder.is_dir():
             return folder
@@ -102,30 +102,32 @@ def _level(root: Path, part: str) -> Path:
 
 
 def _read_pair(file: Path, mask_file: Path, size: int | None) -> tuple[Tensor, Tensor]:
-    """A frame (3, H, W) and its mask (H, W), both uint8. Raises InputError."""
+    """Read a frame (3, H, W) and its mask (H, W), both uint8. Raises InputError."""
     frame, mask = _open(file), _open(mask_file)
     if mask.mode not in ("P", "L"):
-        raise InputError(f"The mask {mask_file} holds colours, not numbers of objects; a palette image is needed.")
+        raise InputError(f"The mask {mask_file} holds colors, not numbers of objects; save it as a palette image.")
     if mask.size != frame.size:
-        raise InputError(f"The mask {mask_file} is {_by(mask)} pixels and its frame is {_by(frame)}.")
+        raise InputError(
+            f"The mask {mask_file} has {_size(mask)} pixels, but its frame has {_size(frame)}; resize one of them."
+        )
     scale = 1 if size is None else size / min(frame.size)
-    wanted = tuple(max(round(scale * side), 1) for side in frame.size)
-    frame = frame.convert("RGB").resize(wanted, Image.Resampling.BICUBIC)
-    mask = mask.resize(wanted, Image.Resampling.NEAREST)  # a number between two objects is a third one
+    width, height = (max(round(scale * side), 1) for side in frame.size)
+    frame = frame.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    mask = mask.resize((width, height), Image.Resampling.NEAREST)  # interpolation would mix object numbers
     return torch.from_numpy(np.array(frame)).permute(2, 0, 1), torch.from_numpy(np.array(mask))
 
 
 def _open(file: Path) -> Image.Image:
-    """An image, decoded. Raises InputError."""
+    """Open and decode an image. Raises InputError."""
     if not file.is_file():
-        raise InputError(f"There is no {file}; each frame needs a mask of the same name.")
+        raise InputError(f"There is no file {file}; each frame needs a mask of the same name.")
     try:
         with Image.open(file) as image:
             image.load()
             return image
     except UNREADABLE:
-        raise InputError(f"{file} cannot be read as an image.") from None
+        raise InputError(f"{file} cannot be read as an image; restore it.") from None
 
 
-def _by(image: Image.Image) -> str:
+def _size(image: Image.Image) -> str:
     return " x ".join(str(side) for side in image.size)

@@ -1,12 +1,16 @@
-"""A set of images in memory, what is known of them, and how a file becomes one.
+"""The base class of all data sets, images in memory, and the decoding of image files.
 
-Shapes: N images of S x S pixels.
+A data set is a `torch.utils.data.Dataset` of dicts, so it works in a `DataLoader`. The training loop uses `iterate`,
+which gathers whole batches at once.
+
+Shapes: N images of S x S pixels in a data set, B of them in a batch.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -14,115 +18,280 @@ import psutil
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from minissl.errors import InputError
+from minissl.data.batch import Batch
+from minissl.errors import InputError, suggestion
+
+Captions = tuple[tuple[str, ...], ...]  # for each image, all of its captions
+AnyDataset = TypeVar("AnyDataset", bound="ImageDataset")
 
 
 class Factor(NamedTuple):
-    """One thing that is true of an image."""
+    """One annotation of every image besides the labels, such as its color."""
 
     labels: Tensor  # (N,) int64 indices into `classes`
     classes: tuple[str, ...]
-    prompts: tuple[tuple[str, ...], ...]  # for each class, sentences that say it
+    prompts: tuple[tuple[str, ...], ...]  # for each class, sentences that describe it
 
 
-@dataclass(frozen=True)
-class Images:
-    """A set of images.
+class ImageDataset(Dataset[dict[str, Any]], ABC):
+    """Base class of all data sets: N square RGB images, with the annotations that are known.
 
     Attributes:
-        images: (N, 3, S, S) uint8.
+        image_size: S.
         labels: (N,) int64 indices into `classes`, or None.
-        classes: names.
-        masks: (N, S, S) uint8, 0 where the background is, or None.
-        captions: of each image, all of its captions, or None.
-        factors: what else is known of each image, by name.
-
-    Raises:
-        InputError: for images of another type or shape; floats could be no numbers, and would be found out late.
+        classes: names of the classes.
+        masks: (N, S, S) uint8, 0 on the background, or None.
+        captions: all captions of each image, or None.
+        factors: further annotations by name.
+        name: the name that `load_dataset` knows the data set by; "custom" for one made in Python.
+        device: where `get_batch` puts images and labels.
     """
 
-    images: Tensor
-    labels: Tensor | None = None
-    classes: tuple[str, ...] = ()
-    masks: Tensor | None = None
-    captions: tuple[tuple[str, ...], ...] | None = None
-    factors: dict[str, Factor] = field(default_factory=dict)
+    labels: Tensor | None
 
-    def __post_init__(self):
-        if self.images.dtype != torch.uint8 or self.images.shape[1:2] != (3,) or self.images.ndim != 4:
-            found = f"{str(self.images.dtype).removeprefix('torch.')} {tuple(self.images.shape)}"
-            raise InputError(f"Images are kept as uint8 (N, 3, S, S), and these are {found}; scale them to 0 .. 255.")
+    def __init__(
+        self,
+        image_size: int,
+        labels: Tensor | None = None,
+        classes: Sequence[str] = (),
+        factors: Mapping[str, Factor] | None = None,
+        name: str = "custom",
+    ):
+        self.image_size, self.labels, self.classes, self.name = image_size, labels, tuple(classes), name
+        self.factors = dict(factors or {})
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def size(self) -> int:
-        """Pixels a side."""
-        return self.images.shape[-1]
+    def __repr__(self) -> str:
+        size = f"{len(self)} images of {self.image_size} x {self.image_size}"
+        return f"{type(self).__name__}({self.name}: {size}, {len(self.classes)} classes)"
 
     @property
-    def nbytes(self) -> int:
-        """Of the images."""
-        return self.images.nbytes
+    def masks(self) -> Tensor | None:
+        return None
+
+    @property
+    def captions(self) -> Captions | None:
+        return None
 
     @property
     def device(self) -> torch.device:
-        return self.images.device
+        return torch.device("cpu")
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Memory in bytes that all images take on a device; 0 if they stay where they are."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """Numbers that identify the images, to notice that they changed: "images", N, and a checksum."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return N."""
+
+    @abstractmethod
+    def get_batch(self, indices: Tensor) -> Batch:
+        """Gather the images and annotations of indices (B,) int64 on the CPU; the batch is on `device`."""
+
+    def _load_masks(self, indices: Tensor) -> Tensor | None:
+        """Gather masks (B, S, S) uint8 of indices (B,), or None if there are none."""
+        del indices
+        return None
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return one image with its annotations.
+
+        Returns:
+            "image" (3, S, S) uint8 and, where they are known, "label" (int), "mask" (S, S) uint8, "captions" (strings)
+            and "factors" (an int by name). In a DataLoader the default collation makes a dict of tensors of it; it
+            transposes captions to one tuple of B strings each, and needs the same number of them for every image.
+
+        Raises:
+            IndexError: if there is no such image.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Index {index} is out of range for {len(self)} images.")
+        return self.__getitems__([int(index) % len(self)])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Return the items of B indices, gathered at once; a DataLoader calls it for each batch."""
+        rows = torch.as_tensor(indices, dtype=torch.long)
+        batch, masks = self.get_batch(rows), self._load_masks(rows)
+        items: list[dict[str, Any]] = [{"image": image} for image in batch.images]
+        columns: dict[str, Iterable[Any] | None] = {
+            "label": None if batch.labels is None else batch.labels.tolist(),
+            "mask": masks,
+            "captions": batch.captions,
+        }
+        for name, column in columns.items():
+            for item, value in zip(items, () if column is None else column):
+                item[name] = value
+        for name, labels in (batch.factors or {}).items():
+            for item, value in zip(items, labels.tolist()):
+                item.setdefault("factors", {})[name] = value
+        return items
+
+    def iterate(self, index_batches: Iterable[Tensor]) -> Iterator[Batch]:
+        """Yield the batch of each tensor of indices (B,), in order."""
+        for indices in index_batches:
+            yield self.get_batch(indices)
+
+    def subset(self, indices: Tensor) -> "Images":
+        """Load the images of indices (n,) int64 into memory, in that order."""
+        batch = self.get_batch(indices)
+        factors = {name: self.factors[name]._replace(labels=labels) for name, labels in (batch.factors or {}).items()}
+        captions = None if batch.captions is None else tuple(batch.captions)
+        return Images(batch.images, batch.labels, self.classes, self._load_masks(indices), captions, factors)
+
+    def subsample(self, n: int) -> "Images":
+        """Load at most n images into memory, evenly spaced: a folder is ordered by class, and all should be there."""
+        n = min(n, len(self))
+        return self.subset(torch.arange(n) * len(self) // n)
+
+    def to(self, device: torch.device) -> "ImageDataset":
+        """Move images and annotations to a device; masks stay on the CPU. Data sets on the disk return themselves."""
+        del device
+        return self
+
+    def select_classes(self, classes: Sequence[int]) -> "Images":
+        """Keep the images of some classes in memory; the new labels are positions in `classes`.
+
+        Raises:
+            InputError: if the images have no labels.
+        """
+        if self.labels is None:
+            raise InputError("Classes cannot be selected because the images have no labels; give a labeled data set.")
+        rows = torch.isin(self.labels, torch.tensor(classes, device=self.labels.device)).nonzero()[:, 0]
+        new_label = self.labels.new_zeros(len(self.classes))
+        new_label[list(classes)] = torch.arange(len(classes), device=new_label.device)
+        selected = self.subset(rows.cpu())
+        assert selected.labels is not None
+        selected.labels, selected.classes = new_label[selected.labels], tuple(self.classes[i] for i in classes)
+        return selected
+
+    def with_labels(self: AnyDataset, factor: str) -> AnyDataset:
+        """Return the same images with another factor as their labels.
+
+        Raises:
+            InputError: if there is no such factor.
+        """
+        if factor not in self.factors:
+            known = ", ".join(self.factors) or "none"
+            raise InputError(f"Unknown factor {factor!r}{suggestion(factor, self.factors)}; this data set has {known}.")
+        relabeled = copy.copy(self)
+        relabeled.labels, relabeled.classes, relabeled.name = *self.factors[factor][:2], "custom"
+        return relabeled
+
+
+class InMemoryDataset(ImageDataset):
+    """Base class of data sets whose images fit into memory.
+
+    Attributes:
+        images: (N, 3, S, S) uint8.
+    """
+
+    @property
+    @abstractmethod
+    def images(self) -> Tensor: ...
+
+    @property
+    def nbytes(self) -> int:
+        return len(self) * 3 * self.image_size**2
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """By which the same images are known again."""
-        return {"images": len(self), "pixels": f"{crc32(self.images.cpu().contiguous().numpy()):08x}"}
+        return {"images": len(self), "pixels": f"{crc32(self.images.cpu().contiguous().numpy().data):08x}"}
 
-    def batches(self, orders: Iterable[Tensor]) -> Iterator[dict[str, Any]]:
-        """What a `method.Batch` holds, for each order of rows (B,), on the device of the images."""
-        for rows in orders:
-            there = rows.to(self.device, non_blocking=True)
-            labels = None if self.labels is None else self.labels[there]
-            captions = None if self.captions is None else [self.captions[row] for row in rows.tolist()]
-            factors = {name: factor.labels[there] for name, factor in self.factors.items()}
-            yield {"images": self.images[there], "labels": labels, "captions": captions, "factors": factors}
+    def get_batch(self, indices: Tensor) -> Batch:
+        rows = indices.to(self.device, non_blocking=True)
+        labels = None if self.labels is None else self.labels[rows]
+        captions = None if self.captions is None else [self.captions[i] for i in indices.tolist()]
+        factors = {name: factor.labels[rows] for name, factor in self.factors.items()}
+        return Batch(self._load_images(rows), labels, captions, factors or None)
 
-    def take(self, rows: Tensor) -> "Images":
-        """Those of some rows (n,)."""
-        parts = {name: getattr(self, name) for name in ("images", "labels", "masks")}
-        parts = {name: None if part is None else part[rows] for name, part in parts.items()}
-        captions = None if self.captions is None else tuple(self.captions[row] for row in rows.tolist())
-        factors = {name: f._replace(labels=f.labels[rows]) for name, f in self.factors.items()}
-        return replace(self, **parts, captions=captions, factors=factors)
+    def _load_images(self, indices: Tensor) -> Tensor:
+        """Gather images (B, 3, S, S) of indices (B,) on the device of the images."""
+        return self.images[indices]
 
-    def some(self, n: int) -> "Images":
-        """At most n of them, evenly spaced: a folder's images come class by class, and all classes should be there."""
-        return self.take(torch.arange(min(n, len(self))) * len(self) // min(n, len(self)))
-
-    def known_as(self, factor: str) -> "Images":
-        """The same images with another factor as their labels."""
-        return replace(self, labels=self.factors[factor].labels, classes=self.factors[factor].classes)
+    def _load_masks(self, indices: Tensor) -> Tensor | None:
+        return None if self.masks is None else self.masks[indices.cpu()]
 
     def to(self, device: torch.device) -> "Images":
-        """The images and what is known of them on a device; masks stay, they are only looked at."""
         labels = None if self.labels is None else self.labels.to(device)
         factors = {name: f._replace(labels=f.labels.to(device)) for name, f in self.factors.items()}
-        return replace(self, images=self.images.to(device), labels=labels, factors=factors)
-
-    def only(self, classes: Sequence[int]) -> "Images":
-        """The images of some classes; their labels are the places in `classes`."""
-        rows = torch.isin(self.labels, torch.tensor(classes, device=self.device)).nonzero()[:, 0]
-        place = self.labels.new_zeros(len(self.classes))
-        place[list(classes)] = torch.arange(len(classes), device=self.device)
-        kept = self.take(rows)
-        return replace(kept, labels=place[kept.labels], classes=tuple(self.classes[i] for i in classes))
+        images = self.images.to(device)
+        return Images(images, labels, self.classes, self.masks, self.captions, factors, self.name)
 
 
-ORIENTATION = 0x0112  # the tag in which a camera notes how it was held
-UNREADABLE = Exception  # what a decoder raises for a broken file: each has its own, AVIF's a plain RuntimeError
-UNSCALED = ("I", "F")  # whole numbers of 32 bits and floats, also NaN: which of them is white is not said
+class Images(InMemoryDataset):
+    """A data set made of tensors.
+
+    Args:
+        images: (N, 3, S, S) uint8.
+        labels: (N,) int64 indices into `classes`, on the same device.
+        classes: names.
+        masks: (N, S, S) uint8, 0 on the background.
+        captions: all captions of each image.
+        factors: further annotations by name.
+        name: see `ImageDataset`.
+
+    Raises:
+        InputError: for images of another dtype or shape, and for annotations of another number of images.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor | None = None,
+        classes: Sequence[str] = (),
+        masks: Tensor | None = None,
+        captions: Captions | None = None,
+        factors: Mapping[str, Factor] | None = None,
+        name: str = "custom",
+    ):
+        if images.dtype != torch.uint8 or images.shape[1:2] != (3,) or images.ndim != 4:
+            given = f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+            raise InputError(f"Images must be uint8 (N, 3, S, S), but these are {given}; scale them to 0..255.")
+        for what, annotation in (("labels", labels), ("masks", masks), ("captions", captions)):
+            if annotation is not None and len(annotation) != len(images):
+                raise InputError(f"{len(annotation)} {what} were given for {len(images)} images; give one for each.")
+        super().__init__(images.shape[-1], labels, classes, factors, name)
+        self._images, self._masks, self._captions = images, masks, captions
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    @property
+    def images(self) -> Tensor:
+        return self._images
+
+    @property
+    def masks(self) -> Tensor | None:
+        return self._masks
+
+    @property
+    def captions(self) -> Captions | None:
+        return self._captions
+
+    @property
+    def device(self) -> torch.device:
+        return self._images.device
+
+    @property
+    def nbytes(self) -> int:
+        return self._images.nbytes
+
+
+ORIENTATION = 0x0112  # EXIF tag of the camera's orientation
+UNREADABLE = Exception  # decoders raise many types for a broken file; AVIF's raises a plain RuntimeError
+UNSCALED = ("I", "F")  # modes of 32-bit integers and floats: the value of white is not defined
 
 
 def short_side(file: Path) -> int:
-    """From the header alone; 0 for what is no image."""
+    """Return the shorter side in pixels, read from the header alone; 0 if the file is not an image."""
     try:
         with Image.open(file) as image:
             return 0 if image.mode in UNSCALED else min(image.size)
@@ -130,42 +299,55 @@ def short_side(file: Path) -> int:
         return 0
 
 
-def decode(file: Path, size: int) -> np.ndarray | None:
-    """(size, size, 3) uint8: turned as the camera noted, short side resized, middle cut out; None for a broken file."""
+def decode_image(file: Path, size: int) -> np.ndarray | None:
+    """Decode an image file to (size, size, 3) uint8, or return None if it cannot be read.
+
+    The EXIF orientation is applied. Then the short side is resized to `size`, and the center is cropped.
+    """
     try:
         with Image.open(file) as image:
             ImageOps.exif_transpose(image, in_place=True)
-            return np.asarray(ImageOps.fit(_rgb(image), (size, size), Image.Resampling.BICUBIC))
+            return center_crop(image, size)
     except UNREADABLE:
         return None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Eight bits a channel. Raises ValueError for UNSCALED ones: Pillow would make white what is above 255."""
+def center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """Resize the short side to `size` (bicubic) and crop the center, (size, size, 3) uint8.
+
+    Raises:
+        ValueError: for an image of one of the modes UNSCALED; Pillow would clip all values above 255 to white.
+    """
     if image.mode in UNSCALED:
-        raise ValueError(image.mode)
-    if image.mode.startswith("I;16"):  # grey, where 65,535 is white; of colours Pillow keeps 8 bits by itself
+        raise ValueError(f"mode {image.mode}, whose range of values is not defined")
+    if image.mode.startswith("I;16"):  # 16-bit gray, white is 65,535; Pillow itself reduces 16-bit color to 8 bits
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return np.asarray(ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC))
 
 
-def read_mask(file: Path, size: int, of: Path) -> Tensor:
-    """A mask of whole numbers, (size, size) uint8, turned and cut as `decode` its image `of`. Raises InputError."""
+def read_mask(file: Path, size: int, image_file: Path) -> Tensor:
+    """Read a mask of integer values as (size, size) uint8, oriented and cropped as `decode_image` does its image.
+
+    Raises:
+        InputError: if the mask is missing or cannot be read.
+    """
     try:
-        with Image.open(file) as mask, Image.open(of) as image:
+        with Image.open(file) as mask, Image.open(image_file) as image:
             mask.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
             ImageOps.exif_transpose(mask, in_place=True)
             return torch.from_numpy(np.array(ImageOps.fit(mask, (size, size), Image.Resampling.NEAREST)))
     except UNREADABLE:
-        raise InputError(f"The mask {file} is missing or cannot be read.") from None
+        raise InputError(f"The mask {file} is missing or cannot be read; restore it.") from None
 
 
-def fills_memory(need: int) -> bool:
-    """Whether `need` bytes would leave too little of the memory that is free."""
-    return need > 0.7 * psutil.virtual_memory().available
+def exceeds_memory(num_bytes: int) -> bool:
+    """Return whether `num_bytes` take more than 70 % of the memory that is free."""
+    return num_bytes > 0.7 * psutil.virtual_memory().available
 
 
-def need_memory(need: int) -> None:
-    """Raises InputError if `need` bytes would fill the memory."""
-    if fills_memory(need):
-        raise InputError(f"The images need {need / 1e9:.1f} GB of memory, more than is free; keep them smaller.")
+def check_memory(num_bytes: int) -> None:
+    """Raise InputError if `num_bytes` would fill the memory."""
+    if exceeds_memory(num_bytes):
+        raise InputError(
+            f"The images need {num_bytes / 1e9:.1f} GB of memory, more than is free; give a smaller --image_size."
+        )

@@ -1,10 +1,10 @@
-"""CLIP: an image and the sentence that describes it should agree.
+"""CLIP: align images and their captions in one embedding space by a symmetric contrastive loss.
 
-Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021 (arXiv:2103.00020). Of B
-images and their B captions, each image has to find its caption, and each caption its image. What an image is called is
-then only a question of which sentence it agrees with most: no classifier is trained for it.
+Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021 (arXiv:2103.00020). Among B
+images and B captions, each image is matched to its caption and each caption to its image. Zero-shot classification then
+compares an image with one sentence per class; no classifier is trained.
 
-Shapes: B images and captions, E dimensions of the space they share, L tokens of a caption.
+Shapes: B images and captions on each of W processes, E dimensions of the shared embedding space, L tokens of a caption.
 """
 
 import math
@@ -15,164 +15,174 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minissl.augment import flip, normalize, random_resized_crop
-from minissl.method import Batch, class_token
-from minissl.parallel import from_all, gather_rows, rank, world
-from minissl.text import PLAIN, TextTransformer, Tokenizer
+from minissl.data.transforms.functional import normalize, random_horizontal_flip, random_resized_crop
+from minissl.distributed import gather_lists, gather_rows, rank, world_size
+from minissl.methods.base import Batch, ImageTextMethod
+from minissl.models.outputs import Encoder
+from minissl.models.text_encoder import TextTransformer
+from minissl.models.tokenizer import NUM_BYTE_SYMBOLS, Tokenizer
 
 
-def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor | float, also: Tensor | None = None) -> Tensor:
-    """The symmetric contrastive loss; figure 3 of the paper.
+def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor | float, ignore_mask: Tensor | None = None) -> Tensor:
+    """Compute the symmetric contrastive loss (figure 3): the mean of image-to-text and text-to-image cross-entropy.
 
     Args:
-        image: (B, E), of any length.
-        text: (B, E), the i-th belongs to the i-th image.
-        logit_scale: multiplies the cosines; the inverse of a temperature.
-        also: (B, W B) bool, where another's caption is as true as one's own. Such a pair is neither pulled
-            together nor pushed apart: it is left out of the softmax. With None every other caption counts as false.
+        image: (B, E); L2-normalized here.
+        text: (B, E); row i describes image i.
+        logit_scale: factor on the cosine similarities, the inverse of a temperature.
+        ignore_mask: bool (B, W B), True for captions that describe an image as well as its own. Such a pair is left out
+            of the softmax, neither a positive nor a negative. None treats all other captions as negatives.
 
     Returns:
-        The mean of both directions, over B; ln B is chance. With W processes the others' are candidates too.
+        A scalar; ln(W B) at chance level. With several processes, the others' rows are negatives too.
     """
     image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-    own = torch.arange(len(image), device=image.device) + rank() * len(image)  # where our own stand among all
-    loss = 0.0
-    for ours, theirs in ((image, text), (text, image)):
-        logits = logit_scale * ours @ gather_rows(theirs).mT  # (B, W B)
-        if also is not None:
-            itself = torch.zeros_like(also).scatter(1, own[:, None], True)
-            logits = logits.masked_fill(also & ~itself, -torch.inf)
-        loss = loss + 0.5 * F.cross_entropy(logits, own)
-    return loss
+    own = torch.arange(len(image), device=image.device) + rank() * len(image)  # (B,) index of the positive
+    losses = []
+    for queries, keys in ((image, text), (text, image)):
+        logits = logit_scale * queries @ gather_rows(keys).mT  # (B, W B)
+        if ignore_mask is not None:
+            positives = torch.zeros_like(ignore_mask).scatter(1, own[:, None], True)
+            logits = logits.masked_fill(ignore_mask & ~positives, -torch.inf)
+        losses.append(F.cross_entropy(logits, own))
+    return 0.5 * losses[0] + 0.5 * losses[1]
 
 
-def equally_true(captions: list[tuple[str, ...]]) -> Tensor:
-    """(B, W B) bool: whether an image and one of all processes' are described by the very same sentences."""
-    everyone = from_all(captions)
-    number = {caption: i for i, caption in enumerate(everyone)}
-    ours, all_of_them = (torch.tensor([number[caption] for caption in some]) for some in (captions, everyone))
-    return ours[:, None] == all_of_them
+def duplicate_caption_mask(captions: list[tuple[str, ...]]) -> Tensor:
+    """Compute which images have identical captions: bool (B, W B), the images of all processes as columns."""
+    all_captions = gather_lists(captions)
+    index = {caption: i for i, caption in enumerate(all_captions)}
+    rows, columns = (torch.tensor([index[caption] for caption in some]) for some in (captions, all_captions))
+    return rows[:, None] == columns
 
 
-class CLIP(nn.Module):
-    """An image encoder and a text encoder that learn to agree.
+class CLIP(ImageTextMethod):
+    """Contrastive training of an image encoder and a text encoder.
 
     Args:
-        encoder: images -> Tokens, with its width as `dim`; its class token is projected into the shared space.
-        size: pixels of the crop that the encoder sees.
-        scale: share of the image's area of that crop; the paper's only augmentation.
-        mirror: how likely the crop is turned left to right; only where no sentence speaks of left and right.
-        embedding: E.
+        encoder: maps normalized images to Tokens; its class token is projected into the shared space.
+        crop_size: side of the training crops in pixels.
+        crop_scale: range of a crop's area, as a fraction of the image's; the paper's only augmentation.
+        flip_prob: probability of a horizontal flip; 0 where captions mention left and right.
+        embed_dim: E.
         text_width: width of the text transformer.
-        text_depth: its blocks.
-        text_heads: its heads.
-        length: L; a longer caption is cut.
-        vocabulary: of the tokenizer; 514 are bytes, start and end, the others merges learnt from the captions.
-        temperature: of the softmax at the start; it is learnt.
-        largest_scale: the inverse temperature does not grow beyond this.
-        forgive: leave captions that are equally true out of the softmax.
+        text_layers: its number of blocks.
+        text_heads: its attention heads.
+        context_length: L; longer captions are truncated.
+        vocab_size: number of token ids: 514 for bytes, start and end, the others for merges learned from the captions.
+        temperature: initial value; it is learned.
+        max_logit_scale: upper bound of the inverse temperature.
+        mask_duplicate_captions: leave identical captions of other images out of the softmax.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("captions",)
+    required_fields: ClassVar[tuple[str, ...]] = ("captions",)
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # What learns in minutes on two cores; the paper had 400 million pairs and 256 GPUs.
+        # Trains in minutes on two CPU cores; the paper had 400 million pairs and 256 GPUs.
         "cpu": {
-            "encoder.name": "cnn",  # reads actions better than a ViT of the same cost
+            "encoder.name": "cnn",  # recognizes actions better than a ViT of the same cost
             "image_size": 64,
-            "size": 32,
-            "scale": (0.75, 1.0),  # 10,000 images are seen again and again
-            "mirror": 0.5,  # for the same reason
-            "embedding": 64,
+            "crop_size": 32,
+            "crop_scale": (0.75, 1.0),  # 0.9 in the paper; 10,000 images are seen for many epochs
+            "flip_prob": 0.5,  # 0 in the paper, for the same reason
+            "embed_dim": 64,  # 512 in the paper
             "text_width": 128,  # 512 in the paper
-            "text_depth": 2,  # 12 in the paper
-            "text_heads": 4,
-            "length": 24,  # 77 in the paper; these captions are short
-            "vocabulary": 768,  # 49,408 in the paper; these captions need 660
-            # Of few captions one is soon told by its kind and place alone; actions need many, and a softmax that is not
-            # satisfied too early. 32,768 captions in the paper, and a temperature down to 0.01.
+            "text_layers": 2,  # 12 in the paper
+            "text_heads": 4,  # 8 in the paper
+            "context_length": 24,  # 77 in the paper; these captions are short
+            "vocab_size": 768,  # 49,408 in the paper; these captions need 660
+            # In a small batch, class and background alone identify a caption. Actions need many negatives, and a
+            # softmax that does not saturate too early. The paper has 32,768 captions and temperatures down to 0.01.
             "batch_size": 512,
             "temperature": 0.1,
-            "largest_scale": 14.0,
+            "max_logit_scale": 14.0,
             "lr": 3e-3,
-            "final_weight_decay": 0.04,
+            "final_weight_decay": 0.04,  # constant
             "minutes": 15.0,
         },
-        # ViT-S/16 on one GPU, for 100,000s of pairs.
+        # ViT-S/16 on one GPU, for hundreds of thousands of pairs.
         "gpu": {
             "encoder.name": "small",
             "image_size": 256,
-            "vocabulary": 16_384,  # 49,408 in the paper
-            "text_depth": 6,  # 12 in the paper
+            "vocab_size": 16_384,  # 49,408 in the paper
+            "text_layers": 6,  # 12 in the paper
             "batch_size": 1024,  # 32,768 in the paper
-            "lr": 5e-4,
+            "lr": 5e-4,  # the paper's for ViT-B/32
             "weight_decay": 0.2,  # the paper's, constant
             "final_weight_decay": 0.2,
-            "clip": 0.0,
+            "clip_grad": 0.0,  # none in the paper
             "compile": True,
         },
     }
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
-        size: int = 224,
-        scale: tuple[float, float] = (0.9, 1.0),
-        mirror: float = 0.0,
-        embedding: int = 512,
+        crop_size: int = 224,
+        crop_scale: tuple[float, float] = (0.9, 1.0),
+        flip_prob: float = 0.0,
+        embed_dim: int = 512,
         text_width: int = 512,
-        text_depth: int = 12,
+        text_layers: int = 12,
         text_heads: int = 8,
-        length: int = 77,
-        vocabulary: int = 49_408,
+        context_length: int = 77,
+        vocab_size: int = 49_408,
         temperature: float = 0.07,
-        largest_scale: float = 100.0,
-        forgive: bool = True,
+        max_logit_scale: float = 100.0,
+        mask_duplicate_captions: bool = True,
     ):
         super().__init__()
-        self.encoder = encoder
-        self.visual_projection = nn.Linear(encoder.dim, embedding, bias=False)
-        nn.init.normal_(self.visual_projection.weight, std=encoder.dim**-0.5)
-        self.text = TextTransformer(vocabulary, length, text_width, text_depth, text_heads, embedding)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))  # of the scale its logarithm
-        self.tokenizer = Tokenizer([], length)
-        self.size, self.scale, self.mirror = size, scale, mirror
-        self.merges, self.most, self.forgive = vocabulary - PLAIN - 2, math.log(largest_scale), forgive
+        self.encoder: Encoder = encoder
+        self.visual_projection = nn.Linear(encoder.embed_dim, embed_dim, bias=False)
+        nn.init.normal_(self.visual_projection.weight, std=encoder.embed_dim**-0.5)
+        self.text = TextTransformer(vocab_size, context_length, text_width, text_layers, text_heads, embed_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / temperature)))  # logarithm, as in the authors' code
+        self.tokenizer = Tokenizer([], context_length)
+        self.crop_size, self.crop_scale, self.flip_prob = crop_size, crop_scale, flip_prob
+        self.vocab_size, self.context_length, self.max_logit_scale = vocab_size, context_length, max_logit_scale
+        self.mask_duplicate_captions = mask_duplicate_captions
 
-    def prepare(self, data: Any) -> None:
-        """Learn the tokenizer's merges from all captions of the training data."""
-        texts = [text for texts in data.captions for text in texts]
-        self.tokenizer = Tokenizer.learn(texts, self.merges, self.tokenizer.length)
+    def prepare(self, dataset: Any) -> None:
+        """Learn the tokenizer's merges from all captions of the training set."""
+        texts = [text for texts in dataset.captions for text in texts]
+        num_merges = self.vocab_size - NUM_BYTE_SYMBOLS - 2  # besides the start and the end token
+        self.tokenizer = Tokenizer.learn(texts, num_merges, self.context_length)
 
     def get_extra_state(self) -> Tensor:
-        """The merges (M, 2), kept with the weights."""
+        """Return the tokenizer's merges (M, 2), which are saved with the weights."""
         return torch.tensor(self.tokenizer.pairs, dtype=torch.long).view(-1, 2)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.tokenizer = Tokenizer([(int(a), int(b)) for a, b in state], self.tokenizer.length)
+        self.tokenizer = Tokenizer([(int(a), int(b)) for a, b in state], self.context_length)
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Normalised images (B, 3, H, W) to vectors (B, E), of any length."""
-        return self.visual_projection(class_token(self.encoder, images))
+        return self.visual_projection(self.encoder.cls_tokens(images))
 
     def embed_text(self, texts: list[str]) -> Tensor:
-        """B sentences to vectors (B, E), of any length."""
-        tokens = self.tokenizer(texts, cut=True, trim=True)
+        tokens = self.tokenizer(texts, truncate=True, trim=True)  # (B, up to L)
         return self.text(tokens.to(self.logit_scale.device, non_blocking=True))
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        images = normalize(flip(random_resized_crop(batch.images, self.size, self.scale), self.mirror))
-        image = self.embed_images(images).float()  # (B, E)
-        chances = [random.random() for _ in range(world() * len(image))][rank() * len(image) :]
-        chosen = [texts[int(chance * len(texts))] for texts, chance in zip(batch.captions, chances)]
-        text = self.embed_text(chosen).float()  # (B, E)
-        also = equally_true(batch.captions).to(image.device, non_blocking=True) if self.forgive else None
+        crops = random_resized_crop(batch.images, self.crop_size, self.crop_scale)
+        image = self.embed_images(normalize(random_horizontal_flip(crops, self.flip_prob))).float()  # (B, E)
+        text = self.embed_text(self.sample_captions(batch)).float()  # (B, E)
+        ignore_mask = None
+        if self.mask_duplicate_captions and batch.captions is not None:
+            ignore_mask = duplicate_caption_mask(batch.captions).to(image.device, non_blocking=True)  # (B, W B)
         scale = self.logit_scale.exp()
-        return {"loss": clip_loss(image, text, scale, also), "scale": scale}
+        return {"loss": clip_loss(image, text, scale, ignore_mask), "scale": scale}
 
-    def guesses(self, batch_size: int) -> dict[str, int]:
-        return {"loss": batch_size}  # the sentences of the batch
+    def sample_captions(self, batch: Batch) -> list[str]:
+        """Sample one caption of each image, the same for any number of processes."""
+        assert batch.captions is not None
+        n = len(batch.captions)
+        numbers = [random.random() for _ in range(world_size() * n)][rank() * n :]
+        return [texts[int(number * len(texts))] for texts, number in zip(batch.captions, numbers)]
+
+    def num_candidates(self, batch_size: int) -> dict[str, int]:
+        return {"loss": batch_size}  # the captions of the batch
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        self.logit_scale.clamp_(0, self.most)
+        """Clamp the logit scale to [1, max_logit_scale]."""
+        self.logit_scale.clamp_(0, math.log(self.max_logit_scale))

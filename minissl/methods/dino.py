@@ -1,206 +1,236 @@
-"""DINO: a student matches its own moving average's softmax on another crop of the image, without labels.
+"""DINO: self-distillation with no labels, without negatives.
 
-Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021 (arXiv:2104.14294). Nothing keeps the
-two from agreeing on nonsense but three things: no gradient flows into the teacher, its outputs are centred (no
-prototype may win for all images) and sharpened (no image may take all prototypes).
+Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021 (arXiv:2104.14294). The student sees one
+view of an image and is trained to predict the teacher's output distribution for another view. The teacher is the
+student's EMA. Three mechanisms prevent collapse. No gradient flows into the teacher; its logits are centered, so that
+no prototype dominates for all images; and its distributions are sharpened, so that they do not become uniform.
 
-Shapes: B images, G = 2 global and L local crops, V = G + L views, K prototypes, D the encoder's width. Views are
-stored crop by crop: row = view * B + image.
+Shapes: B images, G = 2 global and L local crops, V = G + L views, stored view by view: row = view * B + image; K
+prototypes, D the encoder's width.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from minissl.balance import koleo, sinkhorn_knopp
+from minissl.data.transforms.multi_view import multi_crop
+from minissl.distributed import mean_rows
 from minissl.errors import InputError
-from minissl.heads import DINOHead as DINOHead  # also known by this name
-from minissl.method import Batch, class_token
-from minissl.parallel import mean_rows
-from minissl.teacher import Teacher, cosine, linear
-from minissl.views import multi_crop
+from minissl.methods.base import Batch, Method
+from minissl.methods.losses import koleo_loss, sinkhorn_knopp
+from minissl.models.ema import EMATeacher
+from minissl.models.heads import DINOHead
+from minissl.models.outputs import Encoder
+from minissl.training.schedules import cosine, linear
 
 
 def center_and_sharpen(logits: Tensor, center: Tensor, temperature: float, stop_gradient: bool = True) -> Tensor:
-    """The teacher's targets: softmax((t - c) / T). Logits (..., K), centre broadcastable (section 3.1).
+    """Compute the teacher's target probabilities, softmax((t - c) / T) (section 3.1).
 
-    Without `stop_gradient` the student may make its task easy by moving the targets; it is here to be seen failing.
+    Args:
+        logits: t, (..., K).
+        center: c, broadcastable to the logits.
+        temperature: T.
+        stop_gradient: False keeps the gradient, to demonstrate that the student then collapses by moving its targets.
     """
     logits = logits.detach() if stop_gradient else logits
     return ((logits - center) / temperature).softmax(dim=-1)
 
 
 def update_center(center: Tensor, logits: Tensor, momentum: float = 0.9) -> Tensor:
-    """c <- m c + (1 - m) mean of the teacher's logits (..., K) over all rows (eq. 4); keeps the centre's shape."""
+    """Return c <- m c + (1 - m) mean(t), the mean over all rows of the teacher's logits t (..., K) (equation 4)."""
     mean = mean_rows(logits.flatten(0, -2)).view_as(center)
     return center * momentum + mean * (1 - momentum)
 
 
-def cross_view_entropy(student: Tensor, teacher: Tensor, temperature: float = 0.1, local_weight: float = 1.0) -> Tensor:
-    """For each teacher view g, each other student view v, each image b: the cross-entropy of v under g; the mean.
+def dino_loss(
+    student_logits: Tensor, teacher_probs: Tensor, temperature: float = 0.1, local_loss_weight: float = 1.0
+) -> Tensor:
+    """Compute the cross-entropy between teacher and student, averaged over all pairs of different views (equation 3).
+
+    For each teacher view g, each student view v other than g, each image b: add the cross-entropy of v under g.
 
     Args:
-        student: logits (V, B, K); the first G views are the ones the teacher saw.
-        teacher: probabilities (G, B, K).
-        temperature: the student's, 0.1 in the paper.
-        local_weight: of the pairs whose student view is none of the teacher's; DINOv3 has 0.5 in the end.
+        student_logits: (V, B, K); the first G views are those of the teacher.
+        teacher_probs: (G, B, K).
+        temperature: of the student, 0.1 in the paper.
+        local_loss_weight: weight of the pairs with a local crop; DINOv3 ends with 0.5.
 
     Returns:
-        A scalar, eq. 3 divided by its number of pairs; ln K when the student knows nothing.
+        A scalar; ln K for a student with uniform outputs.
     """
-    views, targets = len(student), len(teacher)
-    with torch.autocast(student.device.type, enabled=False):  # of numbers near ln K, bf16 keeps two digits
-        scores = (student / temperature).log_softmax(dim=-1)  # (V, B, K)
-        pairs = -torch.einsum("g b k, v b k -> g v", teacher, scores) / student.shape[1]  # (G, V)
-    same = torch.eye(targets, views, dtype=torch.bool, device=pairs.device)
-    pairs = pairs.masked_fill(same, 0)
-    shared, local = pairs[:, :targets].sum(), pairs[:, targets:].sum()
-    return (shared + local_weight * local) / (targets * views - targets)
+    num_views, num_targets = len(student_logits), len(teacher_probs)
+    with torch.autocast(student_logits.device.type, enabled=False):  # bf16 keeps two digits of a number near ln K
+        log_probs = (student_logits / temperature).log_softmax(dim=-1)  # (V, B, K)
+        pairs = -torch.einsum("g b k, v b k -> g v", teacher_probs, log_probs) / student_logits.shape[1]  # (G, V)
+    same_view = torch.eye(num_targets, num_views, dtype=torch.bool, device=pairs.device)
+    pairs = pairs.masked_fill(same_view, 0)
+    global_sum, local_sum = pairs[:, :num_targets].sum(), pairs[:, num_targets:].sum()
+    return (global_sum + local_loss_weight * local_sum) / (num_targets * num_views - num_targets)
 
 
-class DINO(nn.Module):
+def update_teacher(teacher: nn.ModuleDict, student: nn.ModuleDict, momentum: float) -> None:
+    """Update all networks of an EMA teacher, in place."""
+    for name, network in student.items():
+        cast(EMATeacher, teacher[name]).update(network, momentum)
+
+
+class DINO(Method):
     """Self-distillation with no labels.
 
     Args:
-        encoder: the student's, images -> Tokens, with its width as `dim`; the teacher's copy is what is kept.
-        size: pixels of a global crop.
-        local_size: pixels of a local crop; it must suit the encoder's patches.
-        local_crops: how many small crops the student has to explain.
-        global_scale: share of the image's area of a global crop.
-        local_scale: share of the image's area of a local crop.
-        prototypes: K, the number of outputs; 65,536 for ImageNet, thousands for thousands of images.
-        hidden: width of the head's hidden layers.
-        bottleneck: dimensions of the sphere the prototypes lie on.
-        student_temperature: of the student's softmax.
-        teacher_temperature: of the teacher's, at the end of its warm-up; lower is sharper.
-        warmup_temperature: of the teacher's, at the start.
-        temperature_warmup: share of the run over which it moves from one to the other.
-        center_momentum: of the running mean of the teacher's logits.
-        sinkhorn: iterations of Sinkhorn-Knopp, in place of the centre; 0, as in the paper, centres.
-        momentum: of the teacher at the start; it ends at 1, along a cosine.
-        freeze_last: share of the run in which the prototypes stay as they were drawn.
-        batch_norm: in the head, after each of its layers.
-        koleo: weight of the term that keeps the class tokens of a crop apart; 0, as in the paper, leaves it out.
-        stop_gradient: False lets the loss move its targets too, through the teacher into the student's weights, to show
-            what happens then; not with sinkhorn.
+        encoder: the student's, maps normalized images to Tokens; the teacher's copy is evaluated and exported.
+        crop_size: side of a global crop in pixels.
+        local_crop_size: side of a local crop in pixels, a multiple of the encoder's patch size.
+        num_local_crops: L.
+        global_crops_scale: range of a global crop's area, as a fraction of the image's.
+        local_crops_scale: range of a local crop's area.
+        num_prototypes: K; 65,536 for ImageNet, thousands for thousands of images.
+        hidden_dim: width of the head's hidden layers.
+        bottleneck_dim: dimension of the head's normalized bottleneck.
+        student_temp: temperature of the student's softmax.
+        teacher_temp: temperature of the teacher's softmax after warm-up; lower is sharper.
+        warmup_teacher_temp: temperature of the teacher's softmax at the start.
+        warmup_teacher_temp_fraction: fraction of the training over which it changes linearly to `teacher_temp`.
+        center_momentum: momentum of the center.
+        sinkhorn_iterations: iterations of Sinkhorn-Knopp in place of centering; 0, as in the paper, uses centering.
+        teacher_momentum: momentum of the EMA teacher at the start; it rises to 1 along a cosine.
+        freeze_last_layer_fraction: fraction of the training in which the prototypes get no gradient.
+        use_bn_in_head: apply batch norm after each layer of the head.
+        koleo_loss_weight: weight of the KoLeo regularizer on the class tokens of each global crop; 0 in the paper.
+        stop_gradient: False lets the gradient flow through the teacher into the student's weights, to demonstrate
+            collapse; not with Sinkhorn-Knopp.
 
     Raises:
-        InputError: for sinkhorn without stop_gradient.
+        InputError: for Sinkhorn-Knopp without `stop_gradient`.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # What learns in minutes on two cores, by k-NN on Scenes and CIFAR-10; the paper had 1.3 million images, 8 GPUs.
+        # Trains in minutes on two CPU cores; chosen by k-NN on Scenes and CIFAR-10. The paper had ImageNet and 8 GPUs.
         "cpu": {
             "encoder.name": "nano",
             "encoder.patch_size": 8,
             "encoder.stem": "conv",  # a linear patch embedding learns next to nothing in this time
-            "encoder.init_std": 0.088,  # 1 / sqrt(128): with 0.02 the class token hardly sees the patches at first
+            "encoder.init_std": 0.088,  # 1 / sqrt(128): with 0.02 the class token hardly attends to patches at first
             "image_size": 64,
-            "size": 32,  # 16 patches
-            "local_size": 16,  # 4 patches
-            "local_crops": 0,  # 8 in the paper: four patches each cost a fifth of the time, and no gain was seen
-            "global_scale": (0.5, 1.0),  # from 0.4 in the paper
-            "local_scale": (0.25, 0.6),  # from 0.05 in the paper: so little of 32 pixels shows nothing
-            "prototypes": 256,  # 65,536 in the paper
-            "hidden": 256,  # 2048 in the paper
-            "bottleneck": 64,  # 256 in the paper
-            "batch_norm": True,  # off in the paper: without it, a teacher this young soon says the same of everything
-            "koleo": 0.3,  # not in the paper: without it the colour is learnt and nothing else
-            "sinkhorn": 3,  # the paper's alternative to its centre, which cannot follow a teacher that moves so fast
-            "teacher_temperature": 0.02,  # 0.04 in the paper: hundreds of steps must sharpen what took them 100,000
-            "warmup_temperature": 0.02,
-            "momentum": 0.95,  # 0.996 in the paper: as many steps as there are, the teacher must move
-            "batch_size": 64,  # in so few minutes many steps seem to count for more than large ones
+            "crop_size": 32,  # 16 patches
+            "local_crop_size": 16,  # 4 patches
+            "num_local_crops": 0,  # 8 in the paper: here each costs a fifth of the time, without a measured gain
+            "global_crops_scale": (0.5, 1.0),  # from 0.4 in the paper
+            "local_crops_scale": (0.25, 0.6),  # from 0.05 in the paper: so small a part of 32 pixels shows no object
+            "num_prototypes": 256,  # 65,536 in the paper
+            "hidden_dim": 256,  # 2048 in the paper
+            "bottleneck_dim": 64,  # 256 in the paper
+            "use_bn_in_head": True,  # off in the paper: without it, the young teacher's outputs soon become constant
+            "koleo_loss_weight": 0.3,  # not in the paper: without it only the color is learned
+            "sinkhorn_iterations": 3,  # the paper's alternative to its center, which lags behind so fast a teacher
+            "teacher_temp": 0.02,  # 0.04 in the paper: hundreds of steps must sharpen what took 100,000
+            "warmup_teacher_temp": 0.02,
+            "teacher_momentum": 0.95,  # 0.996 in the paper: in few steps the teacher must move faster
+            "batch_size": 64,  # in so few minutes, many steps seem to help more than large batches
             "lr": 2e-3,
             "minutes": 8.0,
         },
         # The paper's ViT-S/16 on one GPU.
         "gpu": {
             "encoder.name": "small",
-            "encoder.drop_path": 0.1,
+            "encoder.drop_path": 0.1,  # the paper's
             "image_size": 256,
-            "prototypes": 8192,  # 65,536 in the paper, for 1.3 million images
+            "num_prototypes": 8192,  # 65,536 in the paper, for 1.3 million images
             "batch_size": 256,  # 1,024 in the paper (64 on each of 16 GPUs)
             "lr": 5e-4,  # the paper's rule, 5e-4 * batch size / 256
             "compile": True,
         },
     }
 
+    center: Tensor  # (1, K)
+
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
-        size: int = 224,
-        local_size: int = 96,
-        local_crops: int = 8,
-        global_scale: tuple[float, float] = (0.4, 1.0),
-        local_scale: tuple[float, float] = (0.05, 0.4),
-        prototypes: int = 65_536,
-        hidden: int = 2048,
-        bottleneck: int = 256,
-        student_temperature: float = 0.1,
-        teacher_temperature: float = 0.04,
-        warmup_temperature: float = 0.04,
-        temperature_warmup: float = 0.3,
+        crop_size: int = 224,
+        local_crop_size: int = 96,
+        num_local_crops: int = 8,
+        global_crops_scale: tuple[float, float] = (0.4, 1.0),
+        local_crops_scale: tuple[float, float] = (0.05, 0.4),
+        num_prototypes: int = 65_536,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        student_temp: float = 0.1,
+        teacher_temp: float = 0.04,
+        warmup_teacher_temp: float = 0.04,
+        warmup_teacher_temp_fraction: float = 0.3,
         center_momentum: float = 0.9,
-        sinkhorn: int = 0,
-        momentum: float = 0.996,
-        freeze_last: float = 0.01,
-        batch_norm: bool = False,
-        koleo: float = 0.0,
+        sinkhorn_iterations: int = 0,
+        teacher_momentum: float = 0.996,
+        freeze_last_layer_fraction: float = 0.01,
+        use_bn_in_head: bool = False,
+        koleo_loss_weight: float = 0.0,
         stop_gradient: bool = True,
     ):
         super().__init__()
-        if sinkhorn and not stop_gradient:
-            raise InputError("Sinkhorn-Knopp lets no gradient through; give --sinkhorn 0, or leave --stop_gradient on.")
-        self.student = nn.ModuleDict(
-            {"encoder": encoder, "head": DINOHead(encoder.dim, prototypes, hidden, bottleneck, batch_norm)}
-        )
-        self.teacher = nn.ModuleDict({name: Teacher(part) for name, part in self.student.items()})
-        self.register_buffer("center", torch.zeros(1, prototypes))
-        self.crops = {"size": size, "local_size": local_size, "local_crops": local_crops}
-        self.crops |= {"global_scale": global_scale, "local_scale": local_scale}
-        self.student_temperature = student_temperature
-        self.temperatures = {"start": warmup_temperature, "end": teacher_temperature, "until": temperature_warmup}
-        self.center_momentum, self.momentum, self.freeze_last = center_momentum, momentum, freeze_last
-        self.sinkhorn, self.koleo, self.stop_gradient = sinkhorn, koleo, stop_gradient
+        if sinkhorn_iterations and not stop_gradient:
+            raise InputError("Sinkhorn-Knopp has no gradient; give --sinkhorn_iterations 0, or --stop_gradient true.")
+        head = DINOHead(encoder.embed_dim, num_prototypes, hidden_dim, bottleneck_dim, use_bn_in_head)
+        self.student = nn.ModuleDict({"encoder": encoder, "head": head})
+        self.teacher = nn.ModuleDict({name: EMATeacher(network) for name, network in self.student.items()})
+        self.register_buffer("center", torch.zeros(1, num_prototypes))
+        self.crop_size, self.local_crop_size, self.num_local_crops = crop_size, local_crop_size, num_local_crops
+        self.global_crops_scale, self.local_crops_scale = global_crops_scale, local_crops_scale
+        self.student_temp, self.teacher_temp, self.warmup_teacher_temp = student_temp, teacher_temp, warmup_teacher_temp
+        self.warmup_teacher_temp_fraction, self.center_momentum = warmup_teacher_temp_fraction, center_momentum
+        self.sinkhorn_iterations, self.teacher_momentum = sinkhorn_iterations, teacher_momentum
+        self.freeze_last_layer_fraction, self.koleo_loss_weight = freeze_last_layer_fraction, koleo_loss_weight
+        self.stop_gradient = stop_gradient
 
     @property
-    def encoder(self) -> nn.Module:
-        return self.teacher["encoder"].network
+    def encoder(self) -> Encoder:
+        """The teacher's encoder."""
+        return cast(Encoder, self.teacher["encoder"].network)
+
+    def sample_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample global crops (2B, 3, S, S) and local crops (L B, 3, s, s)."""
+        sizes = (self.crop_size, self.local_crop_size, self.num_local_crops)
+        return multi_crop(images, *sizes, self.global_crops_scale, self.local_crops_scale)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        temperature = linear(**self.temperatures, progress=progress)
-        large, small = multi_crop(batch.images, **self.crops)
-        target = self.ask_teacher(large).float()  # (2B, K)
-        cls = torch.cat([class_token(self.student["encoder"], crops) for crops in (large, small)])  # (V B, D)
-        scores = self.student["head"](cls, freeze_last=progress < self.freeze_last).float()  # (V B, K)
-        n = len(batch.images)
-        target, scores = target.unflatten(0, (-1, n)), scores.unflatten(0, (-1, n))  # (2, B, K), (V, B, K)
-        if self.sinkhorn:
-            probabilities = sinkhorn_knopp(target.flatten(0, 1), temperature, self.sinkhorn).view_as(target)
+        n, frozen = len(batch.images), progress < self.freeze_last_layer_fraction
+        temperature = linear(self.warmup_teacher_temp, self.teacher_temp, progress, self.warmup_teacher_temp_fraction)
+        global_crops, local_crops = self.sample_views(batch.images)
+        teacher_logits = self.teacher_logits(global_crops).float().unflatten(0, (-1, n))  # (2, B, K)
+        student = cast(Encoder, self.student["encoder"])
+        cls = torch.cat([student.cls_tokens(crops) for crops in (global_crops, local_crops)])  # (V B, D)
+        student_logits = self.student["head"](cls, freeze_last_layer=frozen).float().unflatten(0, (-1, n))  # (V, B, K)
+        if self.sinkhorn_iterations:
+            probs = sinkhorn_knopp(teacher_logits.flatten(0, 1), temperature, self.sinkhorn_iterations)
+            probs = probs.view_as(teacher_logits)
         else:
-            probabilities = center_and_sharpen(target, self.center, temperature, self.stop_gradient)
-        self.center.copy_(update_center(self.center, target, self.center_momentum))  # after its use, for the next step
-        loss = cross_view_entropy(scores, probabilities, self.student_temperature)
-        terms = {"loss": loss, "teacher_entropy": torch.special.entr(probabilities).sum(-1).mean()}
-        if self.koleo:
-            terms["koleo"] = sum(koleo(crop) for crop in cls[: 2 * n].split(n))
-            terms["loss"] = loss + self.koleo * terms["koleo"]
+            probs = center_and_sharpen(teacher_logits, self.center, temperature, self.stop_gradient)
+        self.center.copy_(update_center(self.center, teacher_logits, self.center_momentum))  # for the next step
+        loss = dino_loss(student_logits, probs, self.student_temp)
+        terms = {"loss": loss, "teacher_entropy": torch.special.entr(probs).sum(-1).mean()}
+        if self.koleo_loss_weight:
+            first, second = cls[: 2 * n].split(n)  # KoLeo compares images within a crop
+            terms["koleo"] = koleo_loss(first) + koleo_loss(second)
+            terms["loss"] = loss + self.koleo_loss_weight * terms["koleo"]
         return terms
 
-    def ask_teacher(self, views: Tensor) -> Tensor:
-        """The teacher's logits, (N, K)."""
-        encoder, head = self.teacher["encoder"], self.teacher["head"]
+    def teacher_logits(self, views: Tensor) -> Tensor:
+        """Compute the teacher's logits (N, K) of views (N, 3, S, S)."""
+        encoder, head = cast(EMATeacher, self.teacher["encoder"]), cast(EMATeacher, self.teacher["head"])
         if self.stop_gradient:
-            return head(class_token(encoder, views))
-        return head.leaking(self.student["head"], encoder.leaking(self.student["encoder"], views).cls)
+            return head(encoder.cls_tokens(views))
+        tokens = encoder.forward_with_gradient(self.student["encoder"], views)
+        return head.forward_with_gradient(self.student["head"], tokens.cls)
 
-    def guesses(self, batch_size: int) -> dict[str, int]:
+    def target_probs(self, features: Tensor) -> Tensor:
+        center = torch.zeros_like(self.center) if self.sinkhorn_iterations else self.center
+        return center_and_sharpen(self.teacher["head"](features), center, self.teacher_temp)
+
+    def num_candidates(self, batch_size: int) -> dict[str, int]:
         return {"teacher_entropy": self.center.shape[-1]}
 
     def after_step(self, progress: float) -> None:
-        momentum = cosine(self.momentum, 1.0, progress)
-        for name, part in self.student.items():
-            self.teacher[name].follow(part, momentum)
+        update_teacher(self.teacher, self.student, cosine(self.teacher_momentum, 1.0, progress))

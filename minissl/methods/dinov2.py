@@ -1,236 +1,239 @@
-"""DINOv2: DINO for the image and, where patches are hidden from the student, for every patch as well.
+"""DINOv2: DINO on class tokens and masked image modeling on patch tokens.
 
-Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023 (arXiv:2304.07193), which joins DINO
-with iBOT (Zhou et al., 2021, arXiv:2111.07832), balances the targets by Sinkhorn-Knopp in place of the centre, and
-keeps the class tokens of a batch apart by KoLeo.
+Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023 (arXiv:2304.07193). It combines DINO
+with iBOT (Zhou et al., 2021, arXiv:2111.07832): the student predicts the teacher's distributions for masked patches.
+Sinkhorn-Knopp replaces centering, and the KoLeo regularizer spreads the class tokens of a batch.
 
-Shapes: B images, G = 2 global and L local crops, V = G + L views, stored crop by crop; a grid (h, w) of N patches, M of
-which are hidden in the 2B global crops; K prototypes, D the encoder's width.
+Shapes: B images, G = 2 global and L local crops, V = G + L views, stored view by view; a grid (h, w) of N patches, M of
+all patches of the 2B global crops masked; K prototypes, D the encoder's width.
 """
 
 import random
-from collections.abc import Callable
-from inspect import signature
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from minissl.balance import koleo, sinkhorn_knopp
+from minissl.data.transforms.masking import sample_block_masks
+from minissl.data.transforms.multi_view import multi_crop
 from minissl.errors import InputError
-from minissl.masking import block_masks as block_masks  # also known by this name
-from minissl.masking import hide_in_some
-from minissl.method import Batch, Tokens, class_token
-from minissl.methods.dino import DINOHead, center_and_sharpen, cross_view_entropy, update_center
-from minissl.teacher import Teacher, cosine, linear
-from minissl.transformer import layer_rates
-from minissl.views import multi_crop
+from minissl.methods.base import Batch, Method
+from minissl.methods.dino import DINO, center_and_sharpen, dino_loss, update_center, update_teacher
+from minissl.methods.losses import koleo_loss, sinkhorn_knopp
+from minissl.models.ema import EMATeacher
+from minissl.models.heads import DINOHead
+from minissl.models.layers import layer_lr_scales
+from minissl.models.outputs import Encoder, Tokens
+from minissl.training.schedules import cosine, linear
 
-MASKED = 0.5  # of the global crops have hidden patches
+MASKED_FRACTION = 0.5  # of the global crops; the others stay unmasked, as in the paper
 
 
-def masked_patch_entropy(student: Tensor, teacher: Tensor, mask: Tensor, temperature: float = 0.1) -> Tensor:
-    """The cross-entropy of hidden patches under the teacher's targets, which sees them.
+def ibot_patch_loss(student_logits: Tensor, teacher_probs: Tensor, mask: Tensor, temperature: float = 0.1) -> Tensor:
+    """Compute the cross-entropy between teacher and student on masked patches (iBOT, equation 2).
 
-    iBOT, eq. 2: the mean over the hidden patches of a crop, then over all crops, those without a hidden patch, which
-    add nothing, included.
+    It is averaged over the masked patches of a crop, then over all crops; a crop without masked patches counts as 0.
 
     Args:
-        student: logits (M, K) of the hidden patches, in the order in which `mask` has them.
-        teacher: probabilities (M, K).
+        student_logits: (M, K) of the masked patches, in the order of `mask`.
+        teacher_probs: (M, K), computed from the unmasked crops.
         mask: bool (B, N), M of them True.
-        temperature: the student's.
+        temperature: of the student.
     """
-    with torch.autocast(student.device.type, enabled=False):
-        scores = (student / temperature).log_softmax(dim=-1)
-        losses = -(teacher * scores).sum(dim=-1)  # (M,)
-        # The order of `mask[mask]`, without asking a GPU how many there are.
-        rows = mask.flatten().byte().argsort(descending=True, stable=True)[: len(losses)]
+    with torch.autocast(student_logits.device.type, enabled=False):
+        log_probs = (student_logits / temperature).log_softmax(dim=-1)
+        losses = -(teacher_probs * log_probs).sum(dim=-1)  # (M,)
+        # The crop of each masked patch, without `nonzero`, for which the CPU would wait for a GPU.
+        positions = mask.flatten().byte().argsort(descending=True, stable=True)[: len(losses)]  # (M,)
         weights = 1 / mask.sum(dim=1).clamp_min(1)  # (B,)
-        return (losses * weights[rows // mask.shape[1]]).sum() / len(mask)
+        return (losses * weights[positions // mask.shape[1]]).sum() / len(mask)
 
 
-def check_hides(encoder: nn.Module, ibot: float) -> None:
-    """Raises InputError for an encoder that cannot hide patches, if the weight of their loss is not 0."""
-    if ibot and "masks" not in signature(encoder.forward).parameters:
-        raise InputError("This encoder has no patches to hide; give a ViT, as --encoder.name nano, or --ibot 0.")
-
-
-class DINOv2(nn.Module):
-    """Self-distillation of images and of hidden patches.
+class DINOv2(Method):
+    """Self-distillation of class tokens and masked patch tokens.
 
     Args:
-        encoder: the student's, a ViT, images -> Tokens; the teacher's copy is what is kept.
-        size: pixels of a global crop.
-        local_size: pixels of a local crop; it must suit the encoder's patches.
-        local_crops: how many small crops the student has to explain.
-        global_scale: share of the image's area of a global crop.
-        local_scale: share of the image's area of a local crop.
-        prototypes: K, of the class token's head.
-        patch_prototypes: of the patches' own head; 0 lets them share the class token's.
-        hidden: width of the heads' hidden layers.
-        bottleneck: dimensions of the sphere the prototypes lie on.
-        batch_norm: in the heads, after each of their layers.
-        teacher_temperature: of the teacher's, at the end of its warm-up; lower is sharper.
-        warmup_temperature: of the teacher's, at the start.
-        temperature_warmup: share of the run over which it moves from one to the other.
-        sinkhorn: iterations of Sinkhorn-Knopp; 0 centres, as DINO does.
-        koleo: weight of the term that keeps the class tokens of a crop apart.
-        ibot: weight of the patches' loss; 0 hides nothing and leaves it out.
-        ibot_until: share of the run from which on nothing is hidden any more and whole images teach alone.
-        mask_ratio: in one half of the global crops, from which to which share of the patches are hidden.
-        momentum: of the teacher at the start; it ends at 1, along a cosine.
-        freeze_last: share of the run in which the prototypes stay as they were drawn.
-        slower: factors on the learning rate: of each block against the next one, and of the patch embedding besides.
+        encoder: the student's, a ViT; the teacher's copy is evaluated and exported.
+        crop_size: side of a global crop in pixels.
+        local_crop_size: side of a local crop in pixels, a multiple of the encoder's patch size.
+        num_local_crops: L.
+        global_crops_scale: range of a global crop's area, as a fraction of the image's.
+        local_crops_scale: range of a local crop's area.
+        num_prototypes: K of the class token's head.
+        num_patch_prototypes: K of the patch head; 0 ties the heads: patches use the class token's.
+        hidden_dim: width of the heads' hidden layers.
+        bottleneck_dim: dimension of the heads' normalized bottleneck.
+        use_bn_in_head: apply batch norm after each layer of the heads.
+        teacher_temp: temperature of the teacher's softmax after warm-up; lower is sharper.
+        warmup_teacher_temp: temperature of the teacher's softmax at the start.
+        warmup_teacher_temp_fraction: fraction of the training over which it changes linearly to `teacher_temp`.
+        sinkhorn_iterations: iterations of Sinkhorn-Knopp; 0 uses centering, as DINO does.
+        koleo_loss_weight: weight of the KoLeo regularizer on the class tokens of each global crop.
+        ibot_loss_weight: weight of the loss on masked patches; 0 masks nothing.
+        ibot_end_fraction: fraction of the training after which nothing is masked; 1 masks to the end.
+        mask_ratio: range of the fraction of masked patches, in one half of the global crops.
+        teacher_momentum: momentum of the EMA teacher at the start; it rises to 1 along a cosine.
+        freeze_last_layer_fraction: fraction of the training in which the prototypes get no gradient.
+        layer_decay: factor on the learning rate from each block to the one below.
+        patch_embed_lr_mult: further factor on the learning rate of the patch embedding.
 
     Raises:
-        InputError: for an encoder that cannot hide patches.
+        InputError: for an encoder that cannot mask patches, unless `ibot_loss_weight` is 0.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # DINO's preset, and hidden patches.
-        "cpu": {
-            "encoder.name": "nano",
-            "encoder.patch_size": 8,
-            "encoder.stem": "conv",
-            "encoder.init_std": 0.088,
-            "image_size": 64,
-            "size": 32,
-            "local_size": 16,
-            "local_crops": 0,
-            "global_scale": (0.5, 1.0),
-            "local_scale": (0.25, 0.6),
-            "prototypes": 256,
-            "hidden": 256,
-            "bottleneck": 64,
-            "batch_norm": True,
-            "teacher_temperature": 0.02,
-            "warmup_temperature": 0.02,
-            "koleo": 0.3,
-            "ibot": 0.2,  # 1 in the paper; with it the patches' mIoU was 16.6, so 21.1 (val, one seed each)
-            "momentum": 0.95,
-            "slower": (1.0, 1.0),
-            "batch_size": 64,
-            "lr": 2e-3,
-            "minutes": 8.0,
+        # DINO's CPU preset, with masked patches.
+        "cpu": DINO.presets["cpu"]
+        | {
+            "ibot_loss_weight": 0.2,  # 1 in the paper: patch mIoU 16.6 with 1, 21.1 with 0.2 (val, one seed each)
+            "layer_decay": 1.0,  # 0.9 in the paper; nano has one block
+            "patch_embed_lr_mult": 1.0,  # 0.2 in the paper; here the patch embedding has to learn in minutes
         },
         # ViT-S by the authors' short recipe (ImageNet-1k, 32 GPUs) on one GPU, with the registers that came later.
         "gpu": {
             "encoder.name": "small",
-            "encoder.drop_path": 0.1,  # 0.3 in the paper, of a ViT-L
-            "encoder.registers": 4,
-            "encoder.layer_scale": 1e-5,
+            "encoder.drop_path": 0.1,  # 0.3 in the paper, for ViT-L
+            "encoder.num_registers": 4,  # Darcet et al., 2023 (arXiv:2309.16588)
+            "encoder.layer_scale_init": 1e-5,  # the paper's
             "image_size": 256,
-            "prototypes": 8192,  # 65,536 in the paper, for 1.3 million images
+            "num_prototypes": 8192,  # 65,536 in the paper, for 1.3 million images
             "batch_size": 256,  # 2,048 in the paper
             "lr": 2e-3,  # the paper's rule, 4e-3 * sqrt(batch size / 1024)
             "compile": True,
         },
     }
 
-    make_head: ClassVar[Callable[..., nn.Module]] = DINOHead
-    hides = True  # from the student the patches that it is asked about
+    normalize_prototypes: ClassVar[bool] = True  # logits are cosines, as in DINO
+    masks_student = True  # the student does not see the patches it predicts
+    center: Tensor  # (1, K)
+    patch_center: Tensor  # (1, K)
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
-        size: int = 224,
-        local_size: int = 96,
-        local_crops: int = 8,
-        global_scale: tuple[float, float] = (0.32, 1.0),
-        local_scale: tuple[float, float] = (0.05, 0.32),
-        prototypes: int = 65_536,
-        patch_prototypes: int = 0,
-        hidden: int = 2048,
-        bottleneck: int = 256,
-        batch_norm: bool = False,
-        teacher_temperature: float = 0.07,
-        warmup_temperature: float = 0.04,
-        temperature_warmup: float = 0.3,
-        sinkhorn: int = 3,
-        koleo: float = 0.1,
-        ibot: float = 1.0,
-        ibot_until: float = 1.0,
+        crop_size: int = 224,
+        local_crop_size: int = 96,
+        num_local_crops: int = 8,
+        global_crops_scale: tuple[float, float] = (0.32, 1.0),
+        local_crops_scale: tuple[float, float] = (0.05, 0.32),
+        num_prototypes: int = 65_536,
+        num_patch_prototypes: int = 0,
+        hidden_dim: int = 2048,
+        bottleneck_dim: int = 256,
+        use_bn_in_head: bool = False,
+        teacher_temp: float = 0.07,
+        warmup_teacher_temp: float = 0.04,
+        warmup_teacher_temp_fraction: float = 0.3,
+        sinkhorn_iterations: int = 3,
+        koleo_loss_weight: float = 0.1,
+        ibot_loss_weight: float = 1.0,
+        ibot_end_fraction: float = 1.0,
         mask_ratio: tuple[float, float] = (0.1, 0.5),
-        momentum: float = 0.992,
-        freeze_last: float = 0.01,
-        slower: tuple[float, float] = (0.9, 0.2),
+        teacher_momentum: float = 0.992,
+        freeze_last_layer_fraction: float = 0.01,
+        layer_decay: float = 0.9,
+        patch_embed_lr_mult: float = 0.2,
     ):
         super().__init__()
-        check_hides(encoder, ibot)
-        kinds = {"head": prototypes} | ({"patch_head": patch_prototypes} if ibot and patch_prototypes else {})
-        heads = {name: self.make_head(encoder.dim, k, hidden, bottleneck, batch_norm) for name, k in kinds.items()}
-        self.student = nn.ModuleDict({"encoder": encoder} | heads)
-        self.teacher = nn.ModuleDict({name: Teacher(part) for name, part in self.student.items()})
-        self.mask_token = nn.Parameter(torch.zeros(1, encoder.dim))  # in the place of a hidden patch
-        for name, k in {"center": prototypes, "patch_center": patch_prototypes or prototypes}.items():
-            self.register_buffer(name, torch.zeros(1, k))
-        self.crops = {"size": size, "local_size": local_size, "local_crops": local_crops}
-        self.crops |= {"global_scale": global_scale, "local_scale": local_scale}
-        self.temperatures = {"start": warmup_temperature, "end": teacher_temperature, "until": temperature_warmup}
-        self.sinkhorn, self.koleo, self.ibot, self.ibot_until = sinkhorn, koleo, ibot, ibot_until
-        self.mask_ratio, self.momentum, self.freeze_last, self.slower = mask_ratio, momentum, freeze_last, slower
+        if ibot_loss_weight and not encoder.supports_masking:
+            raise InputError("This encoder cannot mask patches; give --encoder.name nano, or --ibot_loss_weight 0.")
+        widths, head_choices = (hidden_dim, bottleneck_dim), (use_bn_in_head, self.normalize_prototypes)
+        self.student = nn.ModuleDict({"encoder": encoder})
+        self.student["head"] = DINOHead(encoder.embed_dim, num_prototypes, *widths, *head_choices)
+        if ibot_loss_weight and num_patch_prototypes:
+            self.student["patch_head"] = DINOHead(encoder.embed_dim, num_patch_prototypes, *widths, *head_choices)
+        self.teacher = nn.ModuleDict({name: EMATeacher(network) for name, network in self.student.items()})
+        self.mask_token = nn.Parameter(torch.zeros(1, encoder.embed_dim))  # replaces the embedding of a masked patch
+        self.register_buffer("center", torch.zeros(1, num_prototypes))
+        self.register_buffer("patch_center", torch.zeros(1, num_patch_prototypes or num_prototypes))
+        self.crop_size, self.local_crop_size, self.num_local_crops = crop_size, local_crop_size, num_local_crops
+        self.global_crops_scale, self.local_crops_scale = global_crops_scale, local_crops_scale
+        self.teacher_temp, self.warmup_teacher_temp = teacher_temp, warmup_teacher_temp
+        self.warmup_teacher_temp_fraction, self.sinkhorn_iterations = warmup_teacher_temp_fraction, sinkhorn_iterations
+        self.koleo_loss_weight, self.ibot_loss_weight = koleo_loss_weight, ibot_loss_weight
+        self.ibot_end_fraction, self.mask_ratio = ibot_end_fraction, mask_ratio
+        self.teacher_momentum, self.freeze_last_layer_fraction = teacher_momentum, freeze_last_layer_fraction
+        self.layer_decay, self.patch_embed_lr_mult = layer_decay, patch_embed_lr_mult
 
     @property
-    def encoder(self) -> nn.Module:
-        return self.teacher["encoder"].network
-
-    def rates(self) -> dict[str, float]:
-        decay, patches = self.slower
-        rates = layer_rates(self.student["encoder"], decay, "student.encoder.", above=1)
-        rates["mask_token"] = rates.get("student.encoder.cls_token", 1.0)
-        return {name: rate * (patches if ".patch_embed." in name else 1) for name, rate in rates.items()}
+    def encoder(self) -> Encoder:
+        """The teacher's encoder."""
+        return cast(Encoder, self.teacher["encoder"].network)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        return self.compare(*multi_crop(batch.images, **self.crops), progress)[0]
+        sizes = (self.crop_size, self.local_crop_size, self.num_local_crops)
+        crops = multi_crop(batch.images, *sizes, self.global_crops_scale, self.local_crops_scale)
+        return self.loss_terms(*crops, progress)[0]
 
-    def compare(
-        self, large: Tensor, small: Tensor, progress: float, local_weight: float = 1.0
+    def loss_terms(
+        self, global_crops: Tensor, local_crops: Tensor, progress: float, local_loss_weight: float = 1.0
     ) -> tuple[dict[str, Tensor], Tokens]:
-        """The terms of the loss of large crops (2B, 3, S, S) and small ones, and the student's tokens of the large."""
-        n, frozen = len(large) // 2, progress < self.freeze_last
-        ibot = 0.0 if self.ibot_until <= progress and self.ibot_until < 1 else self.ibot  # 1: to the very end
-        temperature = linear(**self.temperatures, progress=progress)
-        seen = self.teacher["encoder"](large)
-        masks, hidden = self.hide(seen.patches) if ibot else (None, None)
-        tokens = self.student["encoder"](large, *((masks, self.mask_token) if ibot and self.hides else ()))
-        cls = [tokens.cls, *([class_token(self.student["encoder"], small)] if len(small) else [])]
-        scores = self.student["head"](torch.cat(cls), frozen).float().unflatten(0, (-1, n))  # (V, B, K)
-        target = self.targets("head", seen.cls, self.center, temperature)  # (2B, K)
-        terms = {"teacher_entropy": torch.special.entr(target).sum(-1).mean()}
-        loss = cross_view_entropy(scores, target.unflatten(0, (2, n)), local_weight=local_weight)
-        if self.koleo:
-            terms["koleo"] = sum(koleo(crop) for crop in tokens.cls.split(n))
-            loss = loss + self.koleo * terms["koleo"]
-        if ibot:
-            patches, asked = (x.patches.flatten(0, 2)[hidden] for x in (tokens, seen))  # (M, D)
+        """Compute the terms of the loss, and the student's tokens of the global crops.
+
+        Args:
+            global_crops: (2B, 3, S, S).
+            local_crops: (L B, 3, s, s).
+            progress: fraction of the training that is done, in [0, 1].
+            local_loss_weight: weight of the pairs with a local crop.
+        """
+        n, frozen = len(global_crops) // 2, progress < self.freeze_last_layer_fraction
+        temperature = linear(self.warmup_teacher_temp, self.teacher_temp, progress, self.warmup_teacher_temp_fraction)
+        ended = self.ibot_end_fraction <= progress and self.ibot_end_fraction < 1
+        ibot_loss_weight = 0.0 if ended else self.ibot_loss_weight
+        student = cast(Encoder, self.student["encoder"])
+        teacher_tokens = self.teacher["encoder"](global_crops)
+        masks, masked = self.sample_masks(teacher_tokens.patches) if ibot_loss_weight else (None, None)
+        masking = (masks, self.mask_token) if masks is not None and self.masks_student else ()
+        tokens = student(global_crops, *masking)
+        cls = [tokens.cls, *([student.cls_tokens(local_crops)] if len(local_crops) else [])]
+        logits = self.student["head"](torch.cat(cls), frozen).float().unflatten(0, (-1, n))  # (V, B, K)
+        probs = self.teacher_probs("head", teacher_tokens.cls, self.center, temperature)  # (2B, K)
+        terms = {"teacher_entropy": torch.special.entr(probs).sum(-1).mean()}
+        loss = dino_loss(logits, probs.unflatten(0, (2, n)), local_loss_weight=local_loss_weight)
+        if self.koleo_loss_weight:
+            first, second = tokens.cls.split(n)  # KoLeo compares images within a crop
+            terms["koleo"] = koleo_loss(first) + koleo_loss(second)
+            loss = loss + self.koleo_loss_weight * terms["koleo"]
+        if masks is not None:
+            patches, teacher_patches = (x.patches.flatten(0, 2)[masked] for x in (tokens, teacher_tokens))  # (M, D)
             head = "patch_head" if "patch_head" in self.student else "head"
-            target = self.targets(head, asked, self.patch_center, temperature)  # (M, K)
-            scores = self.student[head](patches, frozen).float()
-            terms["ibot"] = masked_patch_entropy(scores, target, masks.flatten(1))
-            loss = loss + ibot * terms["ibot"]
+            probs = self.teacher_probs(head, teacher_patches, self.patch_center, temperature)  # (M, K)
+            logits = self.student[head](patches, frozen).float()  # (M, K)
+            terms["ibot"] = ibot_patch_loss(logits, probs, masks.flatten(1))
+            loss = loss + ibot_loss_weight * terms["ibot"]
         return {"loss": loss} | terms, tokens
 
-    def hide(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Masks (2B, h, w) for global crops with such patches (2B, h, w, D), and where they are True, (M,)."""
-        chance = random.Random(random.getrandbits(62))
-        found = hide_in_some(len(patches), patches.shape[1:3], MASKED, self.mask_ratio, chance, views=2)
-        return tuple(part.to(patches.device, non_blocking=True) for part in found)
+    def sample_masks(self, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Sample masks (2B, h, w) for patches (2B, h, w, D) of global crops, and the indices (M,) of masked ones."""
+        grid, rng = (patches.shape[1], patches.shape[2]), random.Random(random.getrandbits(62))
+        masks, masked = sample_block_masks(len(patches), grid, MASKED_FRACTION, self.mask_ratio, rng, views=2)
+        return masks.to(patches.device, non_blocking=True), masked.to(patches.device, non_blocking=True)
 
-    def targets(self, head: str, x: Tensor, center: Tensor, temperature: float) -> Tensor:
-        """What the teacher says of its class tokens or patches (N, D), as probabilities (N, K)."""
-        logits = self.teacher[head](x).float()
-        if self.sinkhorn:
-            return sinkhorn_knopp(logits, temperature, self.sinkhorn)
-        found = center_and_sharpen(logits, center, temperature)
+    def teacher_probs(self, head: str, tokens: Tensor, center: Tensor, temperature: float) -> Tensor:
+        """Compute the teacher's target probabilities (N, K) of tokens (N, D), and update the center."""
+        logits = self.teacher[head](tokens).float()
+        if self.sinkhorn_iterations:
+            return sinkhorn_knopp(logits, temperature, self.sinkhorn_iterations)
+        probs = center_and_sharpen(logits, center, temperature)
         center.copy_(update_center(center, logits))
-        return found
+        return probs
 
-    def guesses(self, batch_size: int) -> dict[str, int]:
+    def target_probs(self, features: Tensor) -> Tensor | None:
+        center = torch.zeros_like(self.center) if self.sinkhorn_iterations else self.center
+        return center_and_sharpen(self.teacher["head"](features), center, self.teacher_temp)
+
+    def num_candidates(self, batch_size: int) -> dict[str, int]:
         return {"teacher_entropy": self.center.shape[-1]}
 
+    def param_lr_scales(self) -> dict[str, float]:
+        scales = layer_lr_scales(self.student["encoder"], self.layer_decay, "student.encoder.", layers_above=1)
+        scales["mask_token"] = scales.get("student.encoder.cls_token", 1.0)
+        return {k: scale * (self.patch_embed_lr_mult if ".patch_embed." in k else 1) for k, scale in scales.items()}
+
+    def ema_momentum(self, progress: float) -> float:
+        """Return the momentum of the EMA teacher."""
+        return cosine(self.teacher_momentum, 1.0, progress)
+
     def after_step(self, progress: float) -> None:
-        momentum = cosine(self.momentum, 1.0, progress)
-        for name, part in self.student.items():
-            self.teacher[name].follow(part, momentum)
+        update_teacher(self.teacher, self.student, self.ema_momentum(progress))

@@ -1,28 +1,30 @@
-"""DINOv3: dense features that stay sharp however long the training is.
+"""DINOv3: DINOv2 with Gram anchoring, which keeps dense features from degrading during long training.
 
-Siméoni et al., DINOv3, 2025 (arXiv:2508.10104). The longer a DINOv2 trains, the better its class token and, from some
-time on, the worse its patches: what one of them says leaks into the others. Gram anchoring holds what was good about
-them: the cosines of an image's patches with each other stay those that an earlier teacher had. What the patches say may
-go on changing; who is like whom may not.
+Siméoni et al., DINOv3, 2025 (arXiv:2508.10104). The longer DINOv2 trains, the better its class token becomes, and from
+some point on the worse its patch tokens. Gram anchoring keeps the cosine similarities between the patches of an image
+close to those of an earlier teacher, the Gram teacher. The patch features themselves may change.
 
-Beside it: rotary positions (`positions`), constant schedules, two heads with plain last layers, and a last phase in
-which crops of several sizes are mixed. Shapes: B images, 2 large crops of each, N patches, width D.
+Further changes: rotary position embeddings (`encoder.pos_embed`), constant schedules, untied heads with linear last
+layers, and a final phase with crops of several resolutions.
+
+Shapes: B images, 2 global crops each, a grid (h, w) of N patches, width D.
 """
 
 import random
-from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minissl.data.transforms.multi_view import multi_crop_with_gram_crops
 from minissl.errors import InputError
-from minissl.method import Batch
-from minissl.methods.dino import DINOHead
+from minissl.methods.base import Batch, Method
 from minissl.methods.dinov2 import DINOv2
-from minissl.teacher import Teacher, copy_buffers, cosine
-from minissl.views import anchored_crop
+from minissl.models.ema import EMATeacher, copy_buffers
+from minissl.models.heads import DINOHead
+from minissl.models.outputs import Encoder
+from minissl.training.schedules import cosine
 
 
 def gram_loss(
@@ -31,16 +33,16 @@ def gram_loss(
     negatives: Literal["keep", "drop", "drop anchor's"] = "keep",
     normalize: bool = True,
 ) -> Tensor:
-    """How far the patches' likeness to each other is from the anchor's (section 4.2).
+    """Compute the mean squared difference between student and anchor Gram matrices (section 4.2).
 
     Args:
-        student: (B, N, D) patches of B images, each compared within itself; of (1, B N, D), all with all.
-        anchor: (B, N, D'), the same patches in the eyes of the anchor; no gradient goes there.
-        negatives: cosines below 0 may count as 0, on both sides or in the anchor alone.
-        normalize: False compares products instead of cosines.
+        student: (B, N, D) patches, compared within each image; (1, B N, D) compares those of all images.
+        anchor: (B, N, D'), the same patches encoded by the Gram teacher; it gets no gradient.
+        negatives: whether negative similarities are kept, or set to 0 on both sides, or only in the anchor.
+        normalize: L2-normalize the patches, so that the similarities are cosines.
 
     Returns:
-        The mean squared difference of the two matrices (N, N), over all their entries and all images.
+        A scalar, the mean over all entries (N, N) and all images.
     """
     with torch.autocast(student.device.type, enabled=False):
         grams = []
@@ -48,147 +50,177 @@ def gram_loss(
             x = x.float() if x.dtype != torch.float64 else x
             x = F.normalize(x, dim=-1) if normalize else x
             grams.append(x @ x.mT)  # (B, N, N)
-        ours, theirs = grams
-        ours = ours.clamp_min(0) if negatives == "drop" else ours
-        theirs = theirs if negatives == "keep" else theirs.clamp_min(0)
-        return F.mse_loss(ours, theirs)
+        student_gram, anchor_gram = grams
+        student_gram = student_gram.clamp_min(0) if negatives == "drop" else student_gram
+        anchor_gram = anchor_gram if negatives == "keep" else anchor_gram.clamp_min(0)
+        return F.mse_loss(student_gram, anchor_gram)
 
 
-def bring_down(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """A finer map of patches (B, H, W, D), as the student's grid (h, w) would see it: (B, h, w, D), bicubic."""
+def resize_patch_grid(patches: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize a map of patch features (B, H, W, D) to the grid (h, w) by bicubic interpolation: (B, h, w, D)."""
     if patches.shape[1:3] == grid:
         return patches
-    found = F.interpolate(patches.permute(0, 3, 1, 2).float(), size=grid, mode="bicubic", align_corners=False)
-    return found.permute(0, 2, 3, 1)
+    resized = F.interpolate(patches.permute(0, 3, 1, 2).float(), size=grid, mode="bicubic", align_corners=False)
+    return resized.permute(0, 2, 3, 1)
 
 
 class DINOv3(DINOv2):
-    """Self-distillation of images and patches, anchored by what its patches once had in common.
+    """Self-distillation of class tokens and masked patch tokens, with Gram anchoring.
 
     Args:
-        encoder: the student's, a ViT, images -> Tokens; the teacher's copy is what is kept.
-        patch_prototypes: of the patches' own head.
-        gram: weight of the anchor's term; 0 leaves it out.
-        gram_from: share of the run at which that term begins.
-        gram_rise: share of the run over which it rises to its weight, along a cosine.
-        anchor_at: shares of the run at which the anchor becomes what the teacher is then; none keeps the anchor that a
-            run started with (--start).
-        anchor_scale: how much larger the anchor sees the large crops than the student does.
-        local_weight: of the small crops' pairs, at the end of the anchor's rise; 1 before it.
-        mixed: crops of other sizes, one kind a step: pixels of the large and the small ones, and how often it comes.
+        encoder: the student's, a ViT; the teacher's copy is evaluated and exported.
+        num_patch_prototypes: K of the patch head.
+        gram_loss_weight: weight of the Gram loss; 0 leaves it out.
+        gram_start_fraction: fraction of the training at which the Gram loss starts.
+        gram_warmup_fraction: fraction of the training over which its weight rises along a cosine.
+        gram_update_at: fractions of the training at which the Gram teacher becomes a copy of the current teacher; none
+            keeps the Gram teacher of the run that the training starts from (--init_from).
+        gram_crop_scale: resolution of the Gram teacher's crops, relative to the student's.
+        local_loss_weight: weight of the pairs with a local crop after the Gram loss's warm-up; it is 1 before.
+        multi_resolution_crops: sizes of global and local crops in pixels and a relative frequency, one entry sampled at
+            each step; none uses `crop_size` and `local_crop_size`.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # DINOv2's preset, with schedules that stay constant as in the paper.
+        # DINOv2's CPU preset, with constant schedules as in the paper.
         "cpu": DINOv2.presets["cpu"]
         | {
-            "encoder.positions": "rotary",
-            "encoder.stretch": (0.0, 1.0, 2.0),
-            "encoder.registers": 4,
-            "patch_prototypes": 256,
-            "final_lr": 2e-3,
-            "final_weight_decay": 0.04,
-            "anchor_at": (0.4,),
-            "gram": 10.0,  # 2 in the paper, which soon held no more; with 50 the class token learnt less
-            "gram_from": 0.4,
-            "gram_rise": 0.01,
+            "encoder.pos_embed": "rope",  # the paper's
+            "encoder.rope_augmentation": (0.0, 1.0, 2.0),  # the released models'
+            "encoder.num_registers": 4,  # the paper's
+            "num_patch_prototypes": 256,  # 98,304 in the paper
+            "final_lr": 2e-3,  # constant
+            "final_weight_decay": 0.04,  # constant
+            "gram_update_at": (0.4,),
+            "gram_loss_weight": 10.0,  # 2 in the paper had soon no effect here; with 50 the class token learned less
+            "gram_start_fraction": 0.4,
+            "gram_warmup_fraction": 0.01,
         },
-        # ViT-S on one GPU by the schedules of the paper's 7 billion parameters, which stay constant; never run so far.
+        # ViT-S on one GPU by the constant schedules of the paper's ViT-7B; not run so far.
         "gpu": DINOv2.presets["gpu"]
         | {
-            "encoder.positions": "rotary",
-            "encoder.stretch": (0.0, 1.0, 2.0),
-            "patch_prototypes": 8192,
-            "size": 256,
-            "local_size": 112,
-            "image_size": 512,
-            "momentum": 0.994,
-            "final_lr": 2e-3,
-            "final_weight_decay": 0.04,
-            "anchor_at": (0.2,),  # an early teacher, whose patches the paper found the best
-            "gram_from": 0.8,
+            "encoder.pos_embed": "rope",  # the paper's
+            "encoder.rope_augmentation": (0.0, 1.0, 2.0),  # the released models'
+            "num_patch_prototypes": 8192,  # 98,304 in the paper
+            "crop_size": 256,  # the paper's
+            "local_crop_size": 112,  # the paper's
+            "image_size": 512,  # Gram crops are 512 pixels
+            "teacher_momentum": 0.994,
+            "final_lr": 2e-3,  # constant
+            "final_weight_decay": 0.04,  # constant
+            "gram_update_at": (0.2,),  # an early teacher, whose patch features the paper found best
+            "gram_start_fraction": 0.8,
         },
     }
-    make_head = staticmethod(partial(DINOHead, cosines=False))
+    normalize_prototypes: ClassVar[bool] = False  # linear last layers
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
-        patch_prototypes: int = 65_536,
-        gram: float = 2.0,
-        gram_from: float = 0.0,
-        gram_rise: float = 0.001,
-        anchor_at: tuple[float, ...] = (0.0,),
-        anchor_scale: float = 2.0,
-        local_weight: float = 0.5,
-        mixed: tuple[tuple[int, int, float], ...] = (),
+        num_patch_prototypes: int = 65_536,
+        gram_loss_weight: float = 2.0,
+        gram_start_fraction: float = 0.0,
+        gram_warmup_fraction: float = 0.001,
+        gram_update_at: tuple[float, ...] = (0.0,),
+        gram_crop_scale: float = 2.0,
+        local_loss_weight: float = 0.5,
+        multi_resolution_crops: tuple[tuple[int, int, float], ...] = (),
         **options: Any,
     ):
-        super().__init__(encoder, patch_prototypes=patch_prototypes, **options)
-        self.anchor = Teacher(self.student["encoder"])
-        self.gram, self.gram_from, self.gram_rise, self.local_weight = gram, gram_from, gram_rise, local_weight
-        self.anchor_at, self.anchor_scale, self.mixed = anchor_at, anchor_scale, mixed
-        self.passed = -1.0  # the progress of the last step
-        self.average: Teacher | None = None
+        super().__init__(encoder, num_patch_prototypes=num_patch_prototypes, **options)
+        self.gram_teacher = EMATeacher(self.student["encoder"])
+        self.gram_loss_weight, self.gram_start_fraction = gram_loss_weight, gram_start_fraction
+        self.gram_warmup_fraction, self.gram_update_at = gram_warmup_fraction, gram_update_at
+        self.gram_crop_scale, self.local_loss_weight = gram_crop_scale, local_loss_weight
+        self.multi_resolution_crops = multi_resolution_crops
+        self.last_progress = -1.0  # of the last step
+        self.ema_encoder: EMATeacher | None = None  # with a distillation teacher: the EMA of the student's encoder
 
-    def learn_from(self, master: DINOv2) -> None:
-        """Distil: the targets are a trained method's, which stays as it is; nothing is hidden (section 5.2).
+    def set_distillation_teacher(self, teacher: Method) -> None:
+        """Take the targets from a trained method, which stays frozen (section 5.2).
 
-        Patches are compared where they would have been hidden. What is kept is a moving average of the student's
-        encoder, which is no one's target.
+        Nothing is masked; patches are compared where they would have been masked. The encoder that is evaluated is an
+        EMA of the student's, which is not used as a target.
 
         Raises:
-            InputError: if the two have not the same heads.
+            InputError: if the teacher is another method, or its heads differ from this method's.
         """
-        theirs, ours = ({k: p.network.last_layer.out_features for k, p in m.teacher.items() if "head" in k}
-                        for m in (master, self))  # fmt: skip
-        if theirs != ours:
-            raise InputError(f"The teacher's heads have {theirs} prototypes and these {ours}; give as many.")
-        self.teacher = nn.ModuleDict({name: Teacher(part.network) for name, part in master.teacher.items()})
-        self.average, self.hides = Teacher(self.student["encoder"]), False
+        if not isinstance(teacher, DINOv2):
+            raise InputError(f"DINOv3 cannot be distilled from {type(teacher).__name__}; give --teacher a DINOv3 run.")
+        given, own = num_prototypes_by_head(teacher), num_prototypes_by_head(self)
+        if given != own:
+            raise InputError(
+                f"The teacher's heads have {given} prototypes and the student's {own}; "
+                "give --num_prototypes and --num_patch_prototypes the teacher's values."
+            )
+        networks = {name: cast(nn.Module, part.network) for name, part in teacher.teacher.items()}
+        self.teacher = nn.ModuleDict({name: EMATeacher(network) for name, network in networks.items()})
+        self.ema_encoder, self.masks_student = EMATeacher(self.student["encoder"]), False
         self.mask_token.requires_grad_(False)
 
     @property
-    def encoder(self) -> nn.Module:
-        return (self.average or self.teacher["encoder"]).network
+    def encoder(self) -> Encoder:
+        """The teacher's encoder, or with a distillation teacher the EMA of the student's."""
+        return cast(Encoder, (self.ema_encoder or self.teacher["encoder"]).network)
 
     def train(self, mode: bool = True) -> "DINOv3":
-        """As any module; but a frozen teacher's encoder is in evaluation mode always."""
+        """Set the training mode; a distillation teacher's encoder stays in evaluation mode."""
         super().train(mode)
-        if self.average is not None:
+        if self.ema_encoder is not None:
             self.teacher["encoder"].eval()
         return self
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        risen = min(max((progress - self.gram_from) / max(self.gram_rise, 1e-12), 0.0), 1.0)
-        weight, crops = cosine(0.0, self.gram, risen), self.crops
-        if self.mixed:
-            size, local_size, _ = random.choices(self.mixed, [often for _, _, often in self.mixed])[0]
-            crops = crops | {"size": size, "local_size": local_size}
-        anchor_size = round(self.anchor_scale * crops["size"]) if weight else 0
-        large, small, clean = anchored_crop(batch.images, anchor_size, **crops)
-        terms, tokens = self.compare(large, small, progress, cosine(1.0, self.local_weight, risen))
-        if weight:
-            held = bring_down(self.anchor(clean).patches, tokens.patches.shape[1:3])  # (2B, h, w, D)
-            terms["gram"] = gram_loss(tokens.patches.flatten(1, 2), held.flatten(1, 2))
-            terms["loss"] = terms["loss"] + weight * terms["gram"]
+        risen = (progress - self.gram_start_fraction) / max(self.gram_warmup_fraction, 1e-12)
+        risen = min(max(risen, 0.0), 1.0)
+        gram_loss_weight = cosine(0.0, self.gram_loss_weight, risen)
+        size, local_size = self.crop_size, self.local_crop_size
+        if self.multi_resolution_crops:
+            frequencies = [frequency for _, _, frequency in self.multi_resolution_crops]
+            size, local_size, _ = random.choices(self.multi_resolution_crops, frequencies)[0]
+        gram_size = round(self.gram_crop_scale * size) if gram_loss_weight else 0
+        sizes, scales = (size, local_size, self.num_local_crops), (self.global_crops_scale, self.local_crops_scale)
+        global_crops, local_crops, gram_crops = multi_crop_with_gram_crops(batch.images, gram_size, *sizes, *scales)
+        local_loss_weight = cosine(1.0, self.local_loss_weight, risen)
+        terms, tokens = self.loss_terms(global_crops, local_crops, progress, local_loss_weight)
+        if gram_loss_weight:
+            grid = (tokens.patches.shape[1], tokens.patches.shape[2])
+            anchor = resize_patch_grid(self.gram_teacher(gram_crops).patches, grid)  # (2B, h, w, D)
+            terms["gram"] = gram_loss(tokens.patches.flatten(1, 2), anchor.flatten(1, 2))
+            terms["loss"] = terms["loss"] + gram_loss_weight * terms["gram"]
         return terms
 
+    def target_probs(self, features: Tensor) -> Tensor | None:
+        """As the base class; None with a distillation teacher, whose head does not fit the features of `encoder`."""
+        return None if self.ema_encoder is not None else super().target_probs(features)
+
+    def ema_momentum(self, progress: float) -> float:
+        """Return the momentum, which is constant (section 3.2)."""
+        return self.teacher_momentum
+
     def after_step(self, progress: float) -> None:
-        if self.average is not None:
-            self.average.follow(self.student["encoder"], self.momentum)
-            copy_buffers(self.average.network, self.student["encoder"])  # it never sees an image itself
+        """Update the EMA teacher, and at the given times the Gram teacher."""
+        if self.ema_encoder is not None:
+            self.ema_encoder.update(self.student["encoder"], self.teacher_momentum)
+            copy_buffers(self.ema_encoder.network, self.student["encoder"])  # it computes no statistics of its own
         else:
-            for name, part in self.student.items():
-                self.teacher[name].follow(part, self.momentum)
-        before = self.passed if self.passed < progress else -1.0  # a run that starts from another's end begins anew
-        if any(before < time <= progress for time in self.anchor_at):
-            self.anchor.follow(self.encoder, 0.0)
-        self.passed = progress
+            super().after_step(progress)
+        # A training that starts from the weights of a finished one begins again at progress 0.
+        previous = self.last_progress if self.last_progress < progress else -1.0
+        if any(previous < time <= progress for time in self.gram_update_at):
+            self.gram_teacher.update(self.encoder, 0.0)
+        self.last_progress = progress
 
     def get_extra_state(self) -> Tensor:
-        return torch.tensor(self.passed, dtype=torch.float64)
+        """Return the progress of the last step, which is saved with the weights."""
+        return torch.tensor(self.last_progress, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
-        self.passed = float(state)
+        self.last_progress = float(state)
+
+
+def num_prototypes_by_head(method: DINOv2) -> dict[str, int]:
+    """Return the number of prototypes of each head of a method's teacher."""
+    heads = {name: cast(DINOHead, part.network) for name, part in method.teacher.items() if "head" in name}
+    return {name: head.last_layer.out_features for name, head in heads.items()}

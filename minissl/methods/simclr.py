@@ -1,11 +1,11 @@
-"""SimCLR: two views of one image agree, views of different images part.
+"""SimCLR: contrastive learning of two augmented views of each image.
 
-Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020 (arXiv:2002.05709). Of 2B views
-each has to find its partner among the 2B - 1 others. What the two views share is learnt, what the augmentation changes
-is not; so the augmentation is the lesson.
+Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020 (arXiv:2002.05709). Among the
+2B - 1 other views of a batch, each view is matched to its positive, the other view of the same image; all others are
+negatives. The representation becomes invariant to the augmentation, so the choice of augmentation matters most.
 
-Shapes: B images, two views each, stored view by view: row = view * B + image; D the encoder's width, P of the space in
-which views are compared.
+Shapes: B images on each of W processes, two views each, stored view by view: row = view * B + image; D the encoder's
+width, P dimensions of the projection.
 """
 
 from itertools import pairwise
@@ -15,132 +15,133 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minissl.method import Batch, class_token
-from minissl.parallel import gather_rows, rank
-from minissl.views import simclr
+from minissl.data.transforms.multi_view import simclr_views
+from minissl.distributed import gather_rows, rank
+from minissl.methods.base import Batch, Method
+from minissl.models.outputs import Encoder
 
 
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5) -> Tensor:
-    """For each of the 2B views i, partner p: -log of e^(cos(i, p) / T) over the sum of e^(cos(i, j) / T), all j but i.
+    """Compute NT-Xent, the normalized temperature-scaled cross-entropy (equation 1), averaged over all 2B views.
 
-    The mean, eq. 1. With several processes the others' views are negatives too.
+    For each view i with positive p: -log of e^(cos(i, p) / T) over the sum of e^(cos(i, j) / T) of all j other than i.
 
     Args:
-        z1: (B, P), of any length.
-        z2: (B, P), the i-th is the other view of the same image.
-        temperature: T; low ones listen to the hardest negatives.
+        z1: (B, P); L2-normalized here.
+        z2: (B, P); row i is the other view of image i.
+        temperature: T; lower values weight the hardest negatives more.
 
     Returns:
-        A scalar; ln(2B - 1) when all views look alike. The authors' code adds the two views' means, twice this.
+        A scalar; ln(2 W B - 1) at chance level. With several processes, the others' views are negatives too. The
+        authors' code adds the means of the two views, which is twice this.
     """
     z1, z2 = F.normalize(z1, dim=-1), F.normalize(z2, dim=-1)
-    others = torch.cat([gather_rows(z1), gather_rows(z2)])  # (2 W B, P)
-    logits = torch.cat([z1, z2]) @ others.mT / temperature  # (2B, 2 W B)
-    own = torch.arange(len(z1), device=z1.device) + rank() * len(z1)  # (B,) where our first views stand
-    first, second = own, own + len(others) // 2
-    itself = torch.zeros_like(logits, dtype=torch.bool).scatter(1, torch.cat([first, second])[:, None], True)
-    return F.cross_entropy(logits.masked_fill(itself, -torch.inf), torch.cat([second, first]))
+    candidates = torch.cat([gather_rows(z1), gather_rows(z2)])  # (2 W B, P)
+    logits = torch.cat([z1, z2]) @ candidates.mT / temperature  # (2B, 2 W B)
+    first = torch.arange(len(z1), device=z1.device) + rank() * len(z1)  # (B,) index of each first view
+    second = first + len(candidates) // 2
+    own = torch.zeros_like(logits, dtype=torch.bool).scatter(1, torch.cat([first, second])[:, None], True)
+    return F.cross_entropy(logits.masked_fill(own, -torch.inf), torch.cat([second, first]))
 
 
 class ProjectionHead(nn.Module):
-    """Linear layers with batch norms, (B, D) to (B, P): what the loss compares, and what is thrown away afterwards.
+    """MLP with batch norm from representations (B, D) to projections (B, P); it is discarded after training.
 
     Args:
         dim: D.
-        hidden: width of the layers between.
-        out: P.
-        layers: how many there are; 2 in SimCLR, 3 in its second version (arXiv:2006.10029).
+        hidden_dim: width of the hidden layers.
+        projection_dim: P.
+        num_layers: number of linear layers; 2 in SimCLR, 3 in SimCLRv2 (arXiv:2006.10029).
     """
 
-    def __init__(self, dim: int, hidden: int, out: int = 128, layers: int = 2):
+    def __init__(self, dim: int, hidden_dim: int, projection_dim: int = 128, num_layers: int = 2):
         super().__init__()
-        widths = [dim] + [hidden] * (layers - 1) + [out]
-        parts: list[nn.Module] = []
+        widths = [dim] + [hidden_dim] * (num_layers - 1) + [projection_dim]
+        layers: list[nn.Module] = []
         for before, after in pairwise(widths):
-            parts += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
-        parts.pop()  # no ReLU at the end
-        parts[-1].bias.requires_grad_(False)  # and no shift
-        self.layers = nn.Sequential(*parts)
+            norm = nn.BatchNorm1d(after)
+            layers += [nn.Linear(before, after, bias=False), norm, nn.ReLU()]
+        norm.bias.requires_grad_(False)  # the last norm has no shift,
+        self.layers = nn.Sequential(*layers[:-1])  # and no ReLU follows it
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layers(x)
 
 
-class SimCLR(nn.Module):
+class SimCLR(Method):
     """Contrastive learning of two views.
 
     Args:
-        encoder: images -> Tokens, with its width as `dim`.
-        size: pixels of a view.
-        scale: share of the image's area a view is cut from.
-        strength: of the colour jitter.
-        blur: how likely a view is blurred.
-        temperature: of the softmax over all views of the batch.
-        hidden: width of the projection head; 0 takes the encoder's.
-        projection: P.
-        layers: of the projection head.
+        encoder: maps normalized images to Tokens; its class token is projected.
+        crop_size: side of a view in pixels.
+        crop_scale: range of a crop's area, as a fraction of the image's.
+        jitter_strength: s of the color jitter (0.8 s, 0.8 s, 0.8 s, 0.2 s).
+        blur_prob: probability of a Gaussian blur.
+        temperature: T of the loss.
+        hidden_dim: width of the projection head; 0 takes the encoder's.
+        projection_dim: P.
+        projection_layers: number of linear layers of the projection head.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # What learns in minutes on two cores; the paper's ResNet-50 saw batches of 4,096 on 128 TPU cores.
+        # Trains in minutes on two CPU cores; the paper's ResNet-50 had batches of 4,096 on 128 TPU cores.
         "cpu": {
             "encoder.name": "nano",
             "encoder.patch_size": 8,
-            "encoder.stem": "conv",
-            "encoder.init_std": 0.088,
+            "encoder.stem": "conv",  # a linear patch embedding learns next to nothing in this time
+            "encoder.init_std": 0.088,  # 1 / sqrt(128): a narrow ViT learns faster from larger weights
             "image_size": 64,
-            "size": 32,
-            "scale": (0.2, 1.0),  # from 0.08 in the paper: so little of 32 pixels shows nothing
-            "strength": 0.5,  # the paper's for CIFAR-10
-            "blur": 0.0,  # the paper's for CIFAR-10
+            "crop_size": 32,
+            "crop_scale": (0.2, 1.0),  # from 0.08 in the paper: so small a part of 32 pixels shows no object
+            "jitter_strength": 0.5,  # the paper's for CIFAR-10
+            "blur_prob": 0.0,  # the paper's for CIFAR-10
             "temperature": 0.2,  # 0.5 in the paper, for CIFAR-10 and hundreds of epochs
             "batch_size": 256,
             "lr": 2e-3,
-            "final_weight_decay": 0.04,
-            "clip": 0.0,
+            "final_weight_decay": 0.04,  # constant
+            "clip_grad": 0.0,  # none in the paper
             "minutes": 8.0,
         },
         # The paper's ResNet-50 on one GPU.
         "gpu": {
             "encoder.name": "resnet50",
             "image_size": 256,
-            "temperature": 0.1,
+            "temperature": 0.1,  # the paper's for ImageNet
             "batch_size": 512,  # 4,096 in the paper
-            "optimizer": "lars",
+            "optimizer": "lars",  # the paper's
             "lr": 1.7,  # the paper's rule for small batches, 0.075 * sqrt(batch size)
-            "weight_decay": 1e-6,
+            "weight_decay": 1e-6,  # the paper's, constant
             "final_weight_decay": 1e-6,
-            "clip": 0.0,
+            "clip_grad": 0.0,  # none in the paper
             "compile": True,
         },
     }
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
-        size: int = 224,
-        scale: tuple[float, float] = (0.08, 1.0),
-        strength: float = 1.0,
-        blur: float = 0.5,
+        crop_size: int = 224,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        jitter_strength: float = 1.0,
+        blur_prob: float = 0.5,
         temperature: float = 0.5,
-        hidden: int = 0,
-        projection: int = 128,
-        layers: int = 2,
+        hidden_dim: int = 0,
+        projection_dim: int = 128,
+        projection_layers: int = 2,
     ):
         super().__init__()
-        self.encoder = encoder
-        self.projector = ProjectionHead(encoder.dim, hidden or encoder.dim, projection, layers)
-        self.views = {"size": size, "scale": scale, "strength": strength, "blur": blur}
-        self.temperature = temperature
+        self.encoder: Encoder = encoder
+        dim = encoder.embed_dim
+        self.projector = ProjectionHead(dim, hidden_dim or dim, projection_dim, projection_layers)
+        self.crop_size, self.crop_scale = crop_size, crop_scale
+        self.jitter_strength, self.blur_prob, self.temperature = jitter_strength, blur_prob, temperature
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        views = simclr(batch.images, **self.views)  # (2B, 3, S, S)
-        z1, z2 = self.projector(class_token(self.encoder, views)).float().chunk(2)  # (B, P) each
-        return {"loss": nt_xent(z1, z2, self.temperature), "partners": F.cosine_similarity(z1, z2).mean().detach()}
+        views = simclr_views(batch.images, self.crop_size, self.crop_scale, self.jitter_strength, self.blur_prob)
+        z1, z2 = self.projector(self.encoder.cls_tokens(views)).float().chunk(2)  # (B, P) each
+        similarity = F.cosine_similarity(z1, z2).mean().detach()
+        return {"loss": nt_xent(z1, z2, self.temperature), "positive_similarity": similarity}
 
-    def guesses(self, batch_size: int) -> dict[str, int]:
-        return {"loss": 2 * batch_size - 1}  # the other views
-
-    def after_step(self, progress: float) -> None:
-        """Nothing moves by itself."""
+    def num_candidates(self, batch_size: int) -> dict[str, int]:
+        return {"loss": 2 * batch_size - 1}  # the other views of the batch

@@ -1,8 +1,8 @@
-"""The collapse lab on record: all sixteen cells from one seed, the four main ones from five.
+"""Record the collapse lab: all sixteen combinations of removed components with one seed, the four main ones with five.
 
     python -m tests.benchmarks.collapse [--steps 120] [--out data/recorded/collapse.jsonl]
 
-What is there is not run again. A quarter of an hour on one core.
+An existing experiment is not run again. All take a quarter of an hour on one core.
 """
 
 import argparse
@@ -11,28 +11,32 @@ from pathlib import Path
 
 import torch
 
-from minissl import lab
-from minissl.data import load
+from minissl.data import load_dataset
+from minissl.notebook import collapse_lab
 
 
-def cells() -> list[tuple[tuple[str, ...], int]]:
-    """What is left out, and the seed."""
-    every = [left for n in range(5) for left in itertools.combinations(lab.PIECES, n)]
-    return [(left, seed) for seed in range(5) for left in (every if seed == 0 else lab.MAIN)]
+def experiments() -> list[tuple[tuple[str, ...], int]]:
+    """Return the removed components and the seed of every experiment."""
+    combinations = [removed for n in range(5) for removed in itertools.combinations(collapse_lab.COMPONENTS, n)]
+    return [
+        (removed, seed) for seed in range(5) for removed in (combinations if seed == 0 else collapse_lab.MAIN_ABLATIONS)
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--out", type=Path, default=Path("data/recorded/collapse.jsonl"))
-    asked = parser.parse_args()
-    data, images = load("scenes:place", "train", 64), load("scenes:place", "test", 64).some(500)
-    done = {(cell.without, cell.seed): cell for cell in lab.load(asked.out)}
-    for left, seed in cells():
-        if (left, seed) not in done:
-            done[left, seed] = lab.run(data, images, left, asked.steps, seed)
-            lab.save(done.values(), asked.out)
-            print(f"without {', '.join(left) or 'nothing'}, seed {seed}: {done[left, seed].verdict}", flush=True)
+    options = parser.parse_args()
+    train_set = load_dataset("scenes:place", "train", 64)
+    test_set = load_dataset("scenes:place", "test", 64).subsample(500)
+    runs = {(run.removed, run.seed): run for run in collapse_lab.load_runs(options.out)}
+    for removed, seed in experiments():
+        if (removed, seed) not in runs:
+            run = collapse_lab.run_experiment(train_set, test_set, removed, options.steps, seed)
+            runs[removed, seed] = run
+            collapse_lab.save_runs(runs.values(), options.out)
+            print(f"without {', '.join(removed) or 'nothing'}, seed {seed}: collapse {run.collapse_type}", flush=True)
 
 
 if __name__ == "__main__":

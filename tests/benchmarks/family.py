@@ -1,8 +1,9 @@
-"""Encoders side by side: what the class token and the patches are worth at several resolutions, and what they cost.
+"""Compare encoders: class token, patch features at several resolutions, and inference time.
 
     python -m tests.benchmarks.family ENCODER ... [--sizes 64 128] [--out runs/family.json]
 
-An encoder is a run's folder, an exported file, or a name as in scenes/dino. What is there is not measured again.
+An encoder is a run's directory, an exported file, or a name such as scenes/dino. An existing result is not computed
+again.
 """
 
 import argparse
@@ -12,17 +13,20 @@ from pathlib import Path
 
 import torch
 
-from minissl import checkpoint, pretrained
-from tests.benchmarks.decay import Ruler
+from minissl.hub.pretrained import load_encoder
+from minissl.models.outputs import Encoder
+from minissl.training import checkpoint
+from tests.benchmarks.decay import PatchEvaluator
 
 
 @torch.no_grad()
-def seconds_an_image(encoder: torch.nn.Module, size: int, n: int = 20) -> float:
-    """Of the CPU, of one image at a time, after two to warm up."""
+def seconds_per_image(encoder: Encoder, size: int, n: int = 20) -> float:
+    """Measure the CPU time of one image at a time, after two to warm up."""
     image = torch.zeros(1, 3, size, size)
-    for i in range(n + 2):
-        if i == 2:
-            start = time.process_time()
+    for _ in range(2):
+        encoder(image)
+    start = time.process_time()
+    for _ in range(n):
         encoder(image)
     return (time.process_time() - start) / n
 
@@ -30,23 +34,24 @@ def seconds_an_image(encoder: torch.nn.Module, size: int, n: int = 20) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("encoders", nargs="+")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128])
-    parser.add_argument("--trained", type=int, default=32, help="pixels at which class tokens are compared")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 128], help="image sizes for patch features")
+    parser.add_argument("--trained", type=int, default=32, help="image size for the class token, as in training")
     parser.add_argument("--split", default="test", choices=("val", "test"))
     parser.add_argument("--out", type=Path, default=Path("runs/family.json"))
-    asked = parser.parse_args()
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    done = json.loads(asked.out.read_text(encoding="utf-8")) if asked.out.exists() else {}
-    for size in asked.sizes:
-        missing = [name for name in asked.encoders if str(size) not in done.get(name, {}).get("sizes", {})]
-        ruler = Ruler(asked.split, size) if missing else None
+    options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    results = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    for size in options.sizes:
+        missing = [name for name in options.encoders if str(size) not in results.get(name, {}).get("sizes", {})]
+        evaluator = PatchEvaluator(options.split, size) if missing else None
         for name in missing:
-            encoder = pretrained.load(name)
-            parameters = sum(p.numel() for p in encoder.parameters())
-            row = done.setdefault(name, {"parameters": parameters, "sizes": {}})
-            row["sizes"][str(size)] = ruler(encoder, asked.trained) | {"seconds": seconds_an_image(encoder, size)}
-            checkpoint.write_json(asked.out, done)
-            print(name, size, row["sizes"][str(size)], flush=True)
+            encoder = load_encoder(name)
+            num_parameters = sum(p.numel() for p in encoder.parameters())
+            row = results.setdefault(name, {"parameters": num_parameters, "sizes": {}})
+            metrics = evaluator(encoder, options.trained) | {"seconds": seconds_per_image(encoder, size)}
+            row["sizes"][str(size)] = metrics
+            checkpoint.write_json(options.out, results)
+            print(name, size, metrics, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,86 +1,104 @@
-"""What a training step takes in memory, without the machine: counted on fake tensors, and checked on a real CPU.
+"""Memory of a training step, counted on fake tensors without the GPU, and checked by a real step on a CPU.
 
-python -m tests.benchmarks.memory                      every method's preset for a GPU, as it is and with --recompute
-python -m tests.benchmarks.memory dino --batch_size 64 any training, counted, and then run and measured
+python -m tests.benchmarks.memory                       every method's GPU preset, also with --activation_checkpointing
+python -m tests.benchmarks.memory dino --batch_size 64  the arguments of any training; counted, then run and measured
 """
 
 import copy
 import sys
 import threading
 import time
+from collections.abc import Sequence
 
 import psutil
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
-from minissl import train
-from minissl.__main__ import parse_run
-from minissl.machine import Peak, recompute
-from minissl.method import Batch, available
+from minissl.cli import parse_run
+from minissl.data.batch import Batch
+from minissl.methods.base import Method
+from minissl.methods.registry import list_methods
+from minissl.training import trainer
+from minissl.training.config import TrainConfig
+from minissl.training.device import PeakMemory, enable_activation_checkpointing
+from minissl.training.run import RunConfig
+from minissl.training.sampler import seed_step
 
-SAID = ("a red fish swims in the sea",)
+CAPTIONS = ("a red fish swims in the sea",)
 
 
-def steps(method: nn.Module, config: train.TrainConfig, size: int, count: int = 2) -> None:
-    """Whole steps: the second has the optimiser's moments."""
+def train_config(run: RunConfig) -> TrainConfig:
+    """Return the run's configuration, with bf16 for "auto"."""
+    return TrainConfig(**run.train | {"precision": run.train["precision"].replace("auto", "bf16")})
+
+
+def take_steps(method: Method, config: TrainConfig, size: int, steps: int = 2) -> None:
+    """Take whole training steps; from the second on the optimizer has its moments."""
     n = config.batch_size
     images = torch.full((n, 3, size, size), 7, dtype=torch.uint8)
-    batch = Batch(images, torch.zeros(n, dtype=torch.long), [SAID] * n)
-    optimizer = train.make_optimizer(method, config)
-    for step in range(count):
-        train.seed_step(0, step)
-        train.training_step(method, optimizer, batch, 0.5, config)
+    batch = Batch(images, torch.zeros(n, dtype=torch.long), [CAPTIONS] * n)
+    optimizer = trainer.create_optimizer(method, config)
+    for step in range(steps):
+        seed_step(0, step)
+        trainer.training_step(method, optimizer, batch, 0.5, config)
 
 
-def counted(words: list[str], again: bool = False) -> int:
-    """Bytes at the most, the weights included, of a run that is asked for as on the command line."""
-    run, _ = parse_run([*words, "--device", "cpu"])
+def weight_bytes(method: Method) -> int:
+    return sum(t.nbytes for t in [*method.parameters(), *method.buffers()])
+
+
+def count_memory(args: Sequence[str], activation_checkpointing: bool = False) -> int:
+    """Count the peak memory of a training step in bytes, weights included.
+
+    Args:
+        args: arguments of `minissl train`.
+        activation_checkpointing: recompute each block in the backward pass.
+    """
+    run, _ = parse_run([*args, "--device", "cpu"])
     mode, method = FakeTensorMode(), run.build()
-    weights = sum(t.nbytes for t in [*method.parameters(), *method.buffers()])
+    weights = weight_bytes(method)
     with FakeCopyMode(mode):
         method = copy.deepcopy(method)
-    if again:
-        recompute(method)
-    precision = run.loop["precision"].replace("auto", "bf16")
-    with mode, Peak() as peak:
-        steps(method, train.TrainConfig(**run.loop | {"precision": precision}), run.image_size)
-    return weights + peak.most
+    if activation_checkpointing:
+        enable_activation_checkpointing(method)
+    with mode, PeakMemory() as memory:
+        take_steps(method, train_config(run), run.image_size)
+    return weights + memory.peak
 
 
-def measured(words: list[str]) -> int:
-    """Bytes by which this process grows when the same is done."""
-    run, _ = parse_run([*words, "--device", "cpu"])
-    method, me, most, done = run.build(), psutil.Process(), [0], threading.Event()
+def measure_memory(args: Sequence[str]) -> int:
+    """Measure the bytes by which this process grows in the same steps, weights included."""
+    run, _ = parse_run([*args, "--device", "cpu"])
+    method, process, done = run.build(), psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+    peak = before
 
     def watch() -> None:
+        nonlocal peak
         while not done.is_set():
-            most[0] = max(most[0], me.memory_info().rss)
+            peak = max(peak, process.memory_info().rss)
             time.sleep(0.005)
 
-    before = me.memory_info().rss - sum(t.nbytes for t in [*method.parameters(), *method.buffers()])
-    watching = threading.Thread(target=watch)
-    watching.start()
-    steps(
-        method,
-        train.TrainConfig(**run.loop | {"precision": run.loop["precision"].replace("auto", "bf16")}),
-        run.image_size,
-    )
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    take_steps(method, train_config(run), run.image_size)
     done.set()
-    watching.join()
-    return most[0] - before
+    watcher.join()
+    return peak - before + weight_bytes(method)
 
 
-def main(words: list[str]) -> None:
-    if words:
-        there, real = counted(words), measured(words)
-        print(f"counted {there / 1e9:.2f} GB, measured {real / 1e9:.2f} GB, {real / there:.2f} times as much")
+def main(args: Sequence[str]) -> None:
+    if args:
+        counted, measured = count_memory(args), measure_memory(args)
+        factor = measured / counted
+        print(f"counted {counted / 1e9:.2f} GB, measured {measured / 1e9:.2f} GB, {factor:.2f} times as much")
         return
-    print("| preset for a GPU | batch | GB | with --recompute true |", "|---|---|---|---|", sep="\n")
-    for name in (name for name in available() if name != "dinotxt"):
-        asked = [name, "--preset", "gpu"]
-        batch_size = parse_run([*asked, "--device", "cpu"])[0].loop["batch_size"]
-        print(f"| {name} | {batch_size} | {counted(asked) / 1e9:.1f} | {counted(asked, True) / 1e9:.1f} |", flush=True)
+    print("| GPU preset | batch size | GB | with --activation_checkpointing true |", "|---|---|---|---|", sep="\n")
+    for name in (name for name in list_methods() if name != "dinotxt"):
+        preset = [name, "--preset", "gpu"]
+        batch_size = parse_run([*preset, "--device", "cpu"])[0].train["batch_size"]
+        stored, recomputed = count_memory(preset) / 1e9, count_memory(preset, activation_checkpointing=True) / 1e9
+        print(f"| {name} | {batch_size} | {stored:.1f} | {recomputed:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

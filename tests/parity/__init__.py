@@ -1,17 +1,19 @@
-"""Held against others: every loss, head, schedule, network and evaluation beside an independent implementation.
+"""Comparisons of every loss, head, schedule, network and metric with an independent implementation.
 
-`ledger` says what a comparison is, the other modules are the comparisons, and `python -m tests.parity` measures them.
+`ledger` defines what a comparison is; the other modules contain the comparisons. `python -m tests.parity` measures
+them.
 """
 
 import importlib
-from typing import Any
 
-MODULES = ("losses", "heads", "networks", "towers", "official", "maps", "pretext", "schedules_and_optimisers", "views")
+from tests.parity.ledger import COMPARISONS, Comparison
+
+MODULES = ("losses", "heads", "networks", "towers", "official", "maps", "pretext", "schedules_and_optimizers", "views")
 MODULES += ("evaluation", "dense", "video", "golden")
 
 
-def everything() -> dict[str, Any]:
-    """All comparisons by their names."""
+def load_comparisons() -> dict[str, Comparison]:
+    """Return all comparisons by name."""
     for name in MODULES:
         importlib.import_module(f"{__name__}.{name}")
-    return importlib.import_module(f"{__name__}.ledger").COMPARISONS
+    return COMPARISONS

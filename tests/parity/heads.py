@@ -1,4 +1,4 @@
-"""Heads, transformer blocks and teachers beside lightly's and torch's: the same weights, values and gradients."""
+"""Heads, transformer blocks and EMA teachers, compared with lightly and torch: equal weights, values and gradients."""
 
 import copy
 import math
@@ -8,155 +8,157 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minissl.heads import DINOHead
 from minissl.methods.simclr import ProjectionHead
-from minissl.teacher import Teacher
-from minissl.transformer import Attention, Block, Mlp, SwiGLU, attend
-from tests.parity.ledger import Draw, Sides, compared
+from minissl.models.ema import EMATeacher
+from minissl.models.heads import DINOHead
+from minissl.models.layers import Attention, Block, Mlp, SwiGLU, attention
+from tests.parity.ledger import RandomInputs, Sides, comparison
 from tests.parity.losses import lightly
-from tests.parity.networks import lend
+from tests.parity.networks import bind_weights
 
 
-@compared("DINO's head", "lightly", DINOHead, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    """Its prototypes have a length of their own, which is 1."""
-    b, dim, k, hidden, out = draw.whole(2, 9), draw.whole(4, 20), draw.whole(4, 30), draw.whole(8, 20), draw.whole(4, 9)
-    ours, x = draw.shake(DINOHead(dim, k, hidden, out)), draw.free(b, dim)
-    with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # of the weight norm that it is made with
-        theirs = lightly("models.modules.heads").DINOProjectionHead(dim, hidden, out, k).to(draw.dtype)
+def dino_head_sizes(rng: RandomInputs) -> tuple[int, int, int, int]:
+    """Sample the width of the input, the number of prototypes, and the widths of hidden layers and bottleneck."""
+    return rng.integer(4, 20), rng.integer(4, 30), rng.integer(8, 20), rng.integer(4, 9)
+
+
+@comparison("DINO head", "lightly", DINOHead, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    """lightly's prototypes have a separate norm, which is 1."""
+    b, (dim, k, hidden_dim, out) = rng.integer(2, 9), dino_head_sizes(rng)
+    head, x = rng.randomize(DINOHead(dim, k, hidden_dim, out)), rng.leaf(b, dim)
+    with warnings.catch_warnings(category=FutureWarning, action="ignore"):  # of torch's deprecated weight norm
+        reference = lightly("models.modules.heads").DINOProjectionHead(dim, hidden_dim, out, k).to(rng.dtype)
     names = {"mlp.6": "layers.4", "mlp.3": "layers.2", "mlp.0": "layers.0", "last_layer.weight": "last_layer.weight_v"}
-    ask = lend(theirs, dict(ours.named_parameters()), names, unused=("weight_g",))
-    return Sides(lambda: ours(x), lambda: ask(x), [x, *ours.parameters()])
+    reference = bind_weights(reference, dict(head.named_parameters()), names, unused=("weight_g",))
+    return Sides(lambda: head(x), lambda: reference(x), [x, *head.parameters()])
 
 
-@compared("DINO's head with batch norms, its prototypes frozen", "torch", DINOHead, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    """A bias before a batch norm is without effect, and so without a gradient."""
-    b, dim, k, hidden, out = (
-        draw.whole(8, 20),
-        draw.whole(4, 20),
-        draw.whole(4, 30),
-        draw.whole(8, 20),
-        draw.whole(4, 9),
-    )
-    ours, x = draw.shake(DINOHead(dim, k, hidden, out, batch_norm=True)), draw.free(b, dim)
-    state = dict(ours.named_parameters())
+@comparison("DINO head with batch norm, prototypes frozen", "torch", DINOHead, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    """A bias before a batch norm has no effect, and so no gradient."""
+    b, (dim, k, hidden_dim, out) = rng.integer(8, 20), dino_head_sizes(rng)
+    head, x = rng.randomize(DINOHead(dim, k, hidden_dim, out, use_bn=True)), rng.leaf(b, dim)
+    state = dict(head.named_parameters())
 
-    def theirs() -> Tensor:
+    def batch_norm(z: Tensor) -> Tensor:
+        return (z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt()
+
+    def expected() -> Tensor:
         z = x
         for i in (0, 3):
             z = F.linear(z, state[f"mlp.{i}.weight"], state[f"mlp.{i}.bias"])
-            weight, bias = state[f"mlp.{i + 1}.weight"], state[f"mlp.{i + 1}.bias"]
-            z = F.gelu((z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt() * weight + bias)
-        z = F.linear(z, state["mlp.6.weight"], state["mlp.6.bias"])
-        z = (z - z.mean(0)) / (z.var(0, correction=0) + 1e-5).sqrt()
-        return torch.stack(
-            [F.cosine_similarity(z, prototype[None]) for prototype in ours.last_layer.weight.detach()], 1
-        )
+            z = F.gelu(batch_norm(z) * state[f"mlp.{i + 1}.weight"] + state[f"mlp.{i + 1}.bias"])
+        z = batch_norm(F.linear(z, state["mlp.6.weight"], state["mlp.6.bias"]))
+        prototypes = head.last_layer.weight.detach()
+        return torch.stack([F.cosine_similarity(z, prototype[None]) for prototype in prototypes], 1)
 
-    felt = [
-        p for name, p in state.items() if name not in ("mlp.0.bias", "mlp.3.bias", "mlp.6.bias", "last_layer.weight")
-    ]
-    return Sides(lambda: ours(x, freeze_last=True), theirs, [x, *felt])
+    without_gradient = ("mlp.0.bias", "mlp.3.bias", "mlp.6.bias", "last_layer.weight")
+    parameters = [p for name, p in state.items() if name not in without_gradient]
+    return Sides(lambda: head(x, freeze_last_layer=True), expected, [x, *parameters])
 
 
-@compared("DINOv3's head, prototypes as they are", "torch", DINOHead, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    b, dim, k, hidden, out = draw.whole(2, 9), draw.whole(4, 20), draw.whole(4, 30), draw.whole(8, 20), draw.whole(4, 9)
-    ours, x = draw.shake(DINOHead(dim, k, hidden, out, cosines=False)), draw.free(b, dim)
-    state = dict(ours.named_parameters())
-    body = nn.Sequential(
-        nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, out)
+@comparison("DINOv3 head, prototypes not normalized", "torch", DINOHead, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    b, (dim, k, hidden_dim, out) = rng.integer(2, 9), dino_head_sizes(rng)
+    head = rng.randomize(DINOHead(dim, k, hidden_dim, out, normalize_prototypes=False))
+    x, state = rng.leaf(b, dim), dict(head.named_parameters())
+    layers = (
+        nn.Linear(dim, hidden_dim),
+        nn.GELU(),
+        nn.Linear(hidden_dim, hidden_dim),
+        nn.GELU(),
+        nn.Linear(hidden_dim, out),
     )
-    mlp = {name.removeprefix("mlp."): p for name, p in state.items() if "mlp" in name}
-    ask = lend(body.to(draw.dtype), mlp, {"6.": "4.", "3.": "2."})
+    weights = {name.removeprefix("mlp."): p for name, p in state.items() if "mlp" in name}
+    reference = bind_weights(nn.Sequential(*layers).to(rng.dtype), weights, {"6.": "4.", "3.": "2."})
 
-    def right() -> Tensor:
-        z = ask(x)
+    def expected() -> Tensor:
+        z = reference(x)
         return z / z.square().sum(-1, keepdim=True).sqrt() @ state["last_layer.weight"].T
 
-    return Sides(lambda: ours(x), right, [x, *ours.parameters()])
+    return Sides(lambda: head(x), expected, [x, *head.parameters()])
 
 
-@compared("SimCLR's head", "lightly", ProjectionHead, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    """Our last norm has a bias that is never trained, and so is 0."""
-    b, dim, hidden, out, layers = (
-        draw.whole(8, 20),
-        draw.whole(4, 20),
-        draw.whole(4, 20),
-        draw.whole(2, 9),
-        draw.whole(2, 3),
-    )
-    ours, x = draw.shake(ProjectionHead(dim, hidden, out, layers)), draw.free(b, dim)
-    theirs = lightly("models.modules.heads").SimCLRProjectionHead(dim, hidden, out, layers).to(draw.dtype)
-    ask = lend(theirs, dict(ours.named_parameters()), {})
-    return Sides(lambda: ours(x), lambda: ask(x), [x, *(p for p in ours.parameters() if p.requires_grad)])
+@comparison("SimCLR projection head", "lightly", ProjectionHead, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    """The last batch norm of minissl has a bias that is never trained, and so is 0."""
+    b, dim, hidden_dim, out = rng.integer(8, 20), rng.integer(4, 20), rng.integer(4, 20), rng.integer(2, 9)
+    num_layers = rng.integer(2, 3)
+    head, x = rng.randomize(ProjectionHead(dim, hidden_dim, out, num_layers)), rng.leaf(b, dim)
+    module = lightly("models.modules.heads").SimCLRProjectionHead(dim, hidden_dim, out, num_layers).to(rng.dtype)
+    reference = bind_weights(module, dict(head.named_parameters()), {})
+    return Sides(lambda: head(x), lambda: reference(x), [x, *(p for p in head.parameters() if p.requires_grad)])
 
 
-@compared("a transformer's block, causal or not", "torch", Block, Attention, Mlp, attend, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    heads, t, causal, eps = draw.one_of(1, 2, 4), draw.whole(2, 9), draw.one_of(True, False), draw.real(1e-6, 1e-2)
-    dim = heads * draw.whole(8, 12)
-    ours, x = draw.shake(Block(dim, heads, causal=causal, eps=eps)), draw.free(draw.whole(1, 3), t, dim)
-    theirs = nn.TransformerEncoderLayer(dim, heads, 4 * dim, 0.0, "gelu", eps, batch_first=True, norm_first=True)
+@comparison("transformer block, causal or not", "torch", Block, Attention, Mlp, attention, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    heads, t, causal = rng.choice(1, 2, 4), rng.integer(2, 9), rng.choice(True, False)
+    eps = rng.number(1e-6, 1e-2)
+    dim = heads * rng.integer(8, 12)
+    block, x = rng.randomize(Block(dim, heads, causal=causal, eps=eps)), rng.leaf(rng.integer(1, 3), t, dim)
+    layer = nn.TransformerEncoderLayer(dim, heads, 4 * dim, 0.0, "gelu", eps, batch_first=True, norm_first=True)
     names = {"attn.qkv.": "self_attn.in_proj_", "attn.proj": "self_attn.out_proj", "mlp.fc": "linear"}
-    ask = lend(theirs.to(draw.dtype), dict(ours.named_parameters()), names)
-    mask = torch.full((t, t), -torch.inf, dtype=draw.dtype).triu(1) if causal else None
-    return Sides(lambda: ours(x), lambda: ask(x, mask, is_causal=causal), [x, *ours.parameters()])
+    reference = bind_weights(layer.to(rng.dtype), dict(block.named_parameters()), names)
+    mask = torch.full((t, t), -torch.inf, dtype=rng.dtype).triu(1) if causal else None
+    return Sides(lambda: block(x), lambda: reference(x, mask, is_causal=causal), [x, *block.parameters()])
 
 
-@compared("attention of a long sequence", "a loop", attend, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    t, d, causal = draw.one_of(20, 260), draw.whole(2, 5), draw.one_of(True, False)
-    q, k, v = (draw.free(1, 1, t, d) for _ in range(3))
+@comparison("attention over a long sequence", "explicit loop", attention, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    t, d, causal = rng.choice(20, 260), rng.integer(2, 5), rng.choice(True, False)
+    q, k, v = (rng.leaf(1, 1, t, d) for _ in range(3))
 
-    def theirs() -> Tensor:
+    def expected() -> Tensor:
         rows = []
         for i in range(t):
-            seen = i + 1 if causal else t
-            power = ((k[0, 0, :seen] * q[0, 0, i]).sum(-1) / math.sqrt(d)).exp()
-            rows.append((power[:, None] * v[0, 0, :seen]).sum(0) / power.sum())
+            end = i + 1 if causal else t
+            weights = ((k[0, 0, :end] * q[0, 0, i]).sum(-1) / math.sqrt(d)).exp()
+            rows.append((weights[:, None] * v[0, 0, :end]).sum(0) / weights.sum())
         return torch.stack(rows)[None, None]
 
-    return Sides(lambda: attend(q, k, v, causal), theirs, [q, k, v])
+    return Sides(lambda: attention(q, k, v, causal), expected, [q, k, v])
 
 
-@compared("SwiGLU", "timm", SwiGLU, fp32=1e-5, slow=True)
-def _(draw: Draw) -> Sides:
+@comparison("SwiGLU", "timm", SwiGLU, fp32=1e-5, slow=True)
+def _(rng: RandomInputs) -> Sides:
     from timm.layers import GluMlp
 
-    dim = draw.whole(4, 20)
-    ours, x = draw.shake(SwiGLU(dim, 4 * dim)), draw.free(3, 2, dim)
-    theirs = GluMlp(dim, ours.w12.out_features, act_layer=nn.SiLU, gate_last=False).to(draw.dtype)
-    ask = lend(theirs, dict(ours.named_parameters()), {"w12": "fc1", "w3": "fc2"})
-    return Sides(lambda: ours(x), lambda: ask(x), [x, *ours.parameters()])
+    dim = rng.integer(4, 20)
+    mlp, x = rng.randomize(SwiGLU(dim, 4 * dim)), rng.leaf(3, 2, dim)
+    module = GluMlp(dim, mlp.w12.out_features, act_layer=nn.SiLU, gate_last=False).to(rng.dtype)
+    reference = bind_weights(module, dict(mlp.named_parameters()), {"w12": "fc1", "w3": "fc2"})
+    return Sides(lambda: mlp(x), lambda: reference(x), [x, *mlp.parameters()])
 
 
-@compared("a teacher that follows", "lightly", Teacher, Teacher.follow, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    student = draw.shake(nn.Sequential(nn.Linear(draw.whole(2, 9), 5), nn.LayerNorm(5), nn.Linear(5, draw.whole(2, 9))))
-    ours, theirs, steps = Teacher(student), copy.deepcopy(student), draw.whole(1, 4)
-    momentum = [draw.real(0.0, 1.0) for _ in range(steps)]
-    students = [draw.shake(copy.deepcopy(student)) for _ in range(steps)]
-    move = lightly("models.utils").update_momentum
+@comparison("EMA teacher, update", "lightly", EMATeacher, EMATeacher.update, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    layers = nn.Linear(rng.integer(2, 9), 5), nn.LayerNorm(5), nn.Linear(5, rng.integer(2, 9))
+    student = rng.randomize(nn.Sequential(*layers))
+    teacher, reference, steps = EMATeacher(student), copy.deepcopy(student), rng.integer(1, 4)
+    momenta = [rng.number(0.0, 1.0) for _ in range(steps)]
+    students = [rng.randomize(copy.deepcopy(student)) for _ in range(steps)]
+    update_momentum = lightly("models.utils").update_momentum
 
-    def found() -> list[Tensor]:
-        for now, m in zip(students, momentum):
-            ours.follow(now, m)
-        return list(ours.network.parameters())
+    def actual() -> list[Tensor]:
+        for new, momentum in zip(students, momenta):
+            teacher.update(new, momentum)
+        return list(teacher.network.parameters())
 
-    def right() -> list[Tensor]:
-        for now, m in zip(students, momentum):
-            move(now, theirs, m)
-        return list(theirs.parameters())
+    def expected() -> list[Tensor]:
+        for new, momentum in zip(students, momenta):
+            update_momentum(new, reference, momentum)
+        return list(reference.parameters())
 
-    return Sides(found, right)
+    return Sides(actual, expected)
 
 
-@compared("a teacher that lets gradients through", "torch", Teacher.leaking, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    """As if it were the student; so the other side is the student itself."""
-    student = draw.shake(nn.Sequential(nn.Linear(draw.whole(2, 9), 5), nn.GELU(), nn.Linear(5, draw.whole(2, 9))))
-    ours, x = Teacher(student), draw.free(4, student[0].in_features)
-    return Sides(lambda: ours.leaking(student, x), lambda: student(x), [x, *student.parameters()])
+@comparison(
+    "EMA teacher, forward pass with gradients for the student", "torch", EMATeacher.forward_with_gradient, fp32=1e-5
+)
+def _(rng: RandomInputs) -> Sides:
+    """The teacher equals the student, so the expected side is the student itself."""
+    layers = nn.Linear(rng.integer(2, 9), 5), nn.GELU(), nn.Linear(5, rng.integer(2, 9))
+    student = rng.randomize(nn.Sequential(*layers))
+    teacher, x = EMATeacher(student), rng.leaf(4, layers[0].in_features)
+    return Sides(lambda: teacher.forward_with_gradient(student, x), lambda: student(x), [x, *student.parameters()])

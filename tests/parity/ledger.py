@@ -1,13 +1,13 @@
-"""The ledger: what of ours is held against what of others, and how far apart the two are.
+"""The ledger of comparisons: which function is compared with which reference, and how much the two may differ.
 
-A comparison is a function of a `Draw`: it makes inputs of random shapes and gives two sides, ours and theirs, each a
-function of nothing. The sides run apart, so that it can be seen that ours runs what the comparison names, and that
-theirs runs nothing of minissl: the other side is a library, or a loop that follows the formula.
+A comparison is a function of `RandomInputs`. It samples inputs of random shapes and returns two sides, each a function
+without arguments: the actual one calls minissl, the expected one calls a library or a loop that follows the formula.
+The sides run separately, so that a test can check which code runs in each.
 
-Two tensors differ by max |ours - theirs| / max |theirs|, two sides by the largest of their tensors' differences. A
-tensor that is not finite, or 0 throughout, shows nothing and is refused. Where there are inputs that want a gradient,
-the sum of the outputs, each weighted by a fixed wave, is differentiated on both sides, and its gradients are tensors to
-compare like the others.
+Two tensors differ by max |actual - expected| / max |expected|, two sides by the largest difference of their tensors. A
+tensor with non-finite values, or of zeros only, proves nothing and is refused. If a comparison names differentiable
+inputs, the outputs, each weighted by a fixed cosine, are summed and differentiated on both sides. The gradients are
+compared like the outputs.
 """
 
 import contextlib
@@ -25,52 +25,60 @@ from torch import Tensor
 import minissl
 
 PRECISIONS = {"fp64": torch.float64, "fp32": torch.float32}
-PACKAGES = {"open_clip": "open_clip_torch", "skimage": "scikit-image", "sklearn": "scikit-learn"}  # import, install
-GOLDEN = "the authors' numbers"  # measured once, whatever the seed
-PLAIN = ("a loop", "the formula", GOLDEN)  # of no library, and so of no version
-PACKAGE = str(Path(minissl.__file__).parent)
+DISTRIBUTIONS = {"open_clip": "open_clip_torch", "skimage": "scikit-image", "sklearn": "scikit-learn"}  # of a module
+GOLDEN = "authors' numbers"  # output of the authors' code, measured once; the same for every seed
+UNVERSIONED = ("explicit loop", "formula", GOLDEN)
+PACKAGE_DIR = str(Path(minissl.__file__).parent)
 
 
-class Draw:
-    """Random numbers of one seed, in one precision."""
+class RandomInputs:
+    """Random inputs of one seed in one precision."""
 
     def __init__(self, seed: int, precision: str):
-        self.seed, self.dtype = seed, PRECISIONS[precision]
-        self.chance, self.generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        self.seed = seed
+        self.dtype = PRECISIONS[precision]
+        self.random = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
 
-    def whole(self, low: int, high: int) -> int:
-        """From low to high, both included."""
-        return self.chance.randint(low, high)
+    def integer(self, low: int, high: int) -> int:
+        """Sample an integer from low to high, both included."""
+        return self.random.randint(low, high)
 
-    def real(self, low: float, high: float) -> float:
-        return self.chance.uniform(low, high)
+    def number(self, low: float, high: float) -> float:
+        """Sample a float from low to high."""
+        return self.random.uniform(low, high)
 
-    def one_of(self, *choices: Any) -> Any:
-        return self.chance.choice(choices)
+    def choice(self, *options: Any) -> Any:
+        """Sample one of the options."""
+        return self.random.choice(options)
 
     def normal(self, *shape: int, scale: float = 1.0) -> Tensor:
+        """Sample normal numbers with mean 0 and standard deviation `scale`."""
         return torch.randn(shape, generator=self.generator, dtype=torch.float64).mul(scale).to(self.dtype)
 
-    def free(self, *shape: int, scale: float = 1.0) -> Tensor:
-        """Normal numbers that want a gradient."""
+    def leaf(self, *shape: int, scale: float = 1.0) -> Tensor:
+        """Sample normal numbers that require a gradient."""
         return self.normal(*shape, scale=scale).requires_grad_()
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        found = torch.rand(shape, generator=self.generator, dtype=torch.float64) * (high - low) + low
-        return found.to(self.dtype)
+        """Sample uniform numbers."""
+        numbers = torch.rand(shape, generator=self.generator, dtype=torch.float64) * (high - low) + low
+        return numbers.to(self.dtype)
 
-    def numbers(self, *shape: int, below: int) -> Tensor:
-        """int64, from 0."""
+    def integers(self, *shape: int, below: int) -> Tensor:
+        """Sample int64 from 0 to `below` - 1."""
         return torch.randint(below, shape, generator=self.generator)
 
-    def mask(self, *shape: int, share: float = 0.5) -> Tensor:
-        return torch.rand(shape, generator=self.generator) < share
+    def mask(self, *shape: int, fraction: float = 0.5) -> Tensor:
+        """Sample booleans, True with probability `fraction`."""
+        return torch.rand(shape, generator=self.generator) < fraction
 
-    def bytes(self, *shape: int) -> Tensor:
-        return self.numbers(*shape, below=256).to(torch.uint8)
+    def pixels(self, *shape: int) -> Tensor:
+        """Sample uint8."""
+        return self.integers(*shape, below=256).to(torch.uint8)
 
-    def shake(self, module: torch.nn.Module, scale: float = 0.3) -> torch.nn.Module:
-        """Random weights everywhere, in this precision: what starts at 0 or 1 would hide mistakes."""
+    def randomize(self, module: torch.nn.Module, scale: float = 0.3) -> Any:
+        """Sample all parameters of a module, in this precision; initial values of 0 or 1 would hide errors."""
         module.to(self.dtype)
         with torch.no_grad():
             for name, p in module.named_parameters():
@@ -80,168 +88,185 @@ class Draw:
 
 
 class Sides(NamedTuple):
-    """Two functions of nothing to a tensor, a number, or several of them, and what both are differentiated by."""
+    """Two functions without arguments that return a tensor, a number, or several of them.
 
-    ours: Callable[[], Any]
-    theirs: Callable[[], Any]
+    Args:
+        actual: calls minissl.
+        expected: calls the reference.
+        inputs: tensors by which the outputs of both sides are differentiated; without any, only outputs are compared.
+    """
+
+    actual: Callable[[], Any]
+    expected: Callable[[], Any]
     inputs: Sequence[Tensor] = ()
 
 
-class Seen(NamedTuple):
-    """What a comparison gave for one seed."""
+class Outputs(NamedTuple):
+    """Outputs and gradients of both sides for one seed."""
 
-    ours: list[Tensor]
-    theirs: list[Tensor]
+    actual: list[Tensor]
+    expected: list[Tensor]
     backward: bool
 
     def difference(self) -> float:
-        """See above. Raises ValueError for what cannot be compared, or would show nothing."""
-        if not self.ours or len(self.ours) != len(self.theirs):
-            raise ValueError(f"{len(self.ours)} tensors cannot be held against {len(self.theirs)}")
-        return max(_apart(*pair) for pair in zip(self.ours, self.theirs))
+        """Return the largest relative difference.
+
+        Raises:
+            ValueError: if the outputs cannot be compared, or would prove nothing.
+        """
+        if not self.actual or len(self.actual) != len(self.expected):
+            raise ValueError(f"cannot compare {len(self.actual)} tensors with {len(self.expected)}")
+        return max(_relative_difference(*pair) for pair in zip(self.actual, self.expected))
 
 
 class Comparison(NamedTuple):
-    """What is compared, whose the other side is, which of our functions or classes run, and how far apart they may be.
+    """One entry of the ledger.
 
     Args:
-        what: in a few words.
-        against: a library by the name it is imported by, pillow, or one of `PLAIN`.
-        holds: our functions and classes.
-        allowed: precision -> difference.
-        slow: whether it loads one of the large libraries.
-        sides: the function that was decorated.
+        what: what is compared, in a few words.
+        reference: a library, by the name of its module; pillow; or one of `UNVERSIONED`.
+        tested: functions and classes of minissl that the actual side has to call.
+        tolerance: largest difference by precision.
+        slow: whether it imports one of the large libraries.
+        sides: the decorated function.
     """
 
     what: str
-    against: str
-    holds: tuple[Any, ...]
-    allowed: dict[str, float]
+    reference: str
+    tested: tuple[Any, ...]
+    tolerance: dict[str, float]
     slow: bool
-    sides: Callable[[Draw], Sides]
+    sides: Callable[[RandomInputs], Sides]
 
     @property
     def name(self) -> str:
-        return f"{self.what}, {self.against}"
+        return f"{self.what}, {self.reference}"
 
-    def see(self, seed: int, precision: str, watch: Callable[[], Any] = contextlib.nullcontext) -> Seen:
-        """Both sides for one seed; `watch` is entered around each of them and around nothing else."""
+    def run(self, seed: int, precision: str, context: Callable[[], Any] = contextlib.nullcontext) -> Outputs:
+        """Compute both sides for one seed. `context` is entered around each side and around nothing else."""
         state = random.getstate()
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
             random.seed(seed)
-            sides = self.sides(Draw(seed, precision))
-            found = []
-            for side in (sides.ours, sides.theirs):
-                with watch():
-                    outputs = _tensors(side())
-                found.append(outputs + _gradients(outputs, sides.inputs))
+            sides = self.sides(RandomInputs(seed, precision))
+            results = []
+            for side in (sides.actual, sides.expected):
+                with context():
+                    outputs = _flatten(side())
+                results.append(outputs + _gradients(outputs, sides.inputs))
         random.setstate(state)
-        return Seen(*found, bool(sides.inputs))
+        return Outputs(*results, bool(sides.inputs))
 
-    def library(self) -> str:
-        """Whose the other side is, with its version where there is one."""
-        if self.against in PLAIN:
-            return self.against
-        name = PACKAGES.get(self.against, self.against)
-        return f"{name} {version(name)}"
+    def versioned_reference(self) -> str:
+        """Return the reference, with its version if it is a library."""
+        if self.reference in UNVERSIONED:
+            return self.reference
+        distribution = DISTRIBUTIONS.get(self.reference, self.reference)
+        return f"{distribution} {version(distribution)}"
 
 
 COMPARISONS: dict[str, Comparison] = {}
 
 
-def compared(
+def comparison(
     what: str,
-    against: str,
-    *holds: Any,
+    reference: str,
+    *tested: Any,
     fp64: float | None = 1e-10,
     fp32: float | None = None,
     slow: bool = False,
-) -> Callable[[Callable[[Draw], Sides]], Callable[[Draw], Sides]]:
-    """Enter a function of a draw into the ledger; for the arguments see `Comparison`."""
-    allowed = {name: most for name, most in (("fp64", fp64), ("fp32", fp32)) if most is not None}
+) -> Callable[[Callable[[RandomInputs], Sides]], Callable[[RandomInputs], Sides]]:
+    """Decorate a function of `RandomInputs`, to enter it into the ledger.
 
-    def enter(sides: Callable[[Draw], Sides]) -> Callable[[Draw], Sides]:
-        comparison = Comparison(what, against, holds, allowed, slow, sides)
-        if comparison.name in COMPARISONS:
-            raise ValueError(f"{comparison.name} is in the ledger already")
-        COMPARISONS[comparison.name] = comparison
+    Args:
+        what, reference, tested, slow: as for `Comparison`.
+        fp64, fp32: tolerance in this precision; None does not compare in it.
+    """
+    tolerance = {name: value for name, value in (("fp64", fp64), ("fp32", fp32)) if value is not None}
+
+    def enter(sides: Callable[[RandomInputs], Sides]) -> Callable[[RandomInputs], Sides]:
+        entry = Comparison(what, reference, tested, tolerance, slow, sides)
+        if entry.name in COMPARISONS:
+            raise ValueError(f"{entry.name} is in the ledger already")
+        COMPARISONS[entry.name] = entry
         return sides
 
     return enter
 
 
-def _tensors(found: Any) -> list[Tensor]:
-    if isinstance(found, (list, tuple)):
-        return [tensor for part in found for tensor in _tensors(part)]
-    return [torch.as_tensor(found, dtype=None if isinstance(found, Tensor) else torch.float64)]
+def _flatten(outputs: Any) -> list[Tensor]:
+    if isinstance(outputs, (list, tuple)):
+        return [tensor for part in outputs for tensor in _flatten(part)]
+    return [torch.as_tensor(outputs, dtype=None if isinstance(outputs, Tensor) else torch.float64)]
 
 
 def _gradients(outputs: list[Tensor], inputs: Sequence[Tensor]) -> list[Tensor]:
     if not inputs:
         return []
-    waves = [torch.cos(torch.arange(o.numel(), dtype=o.dtype) + 0.5).view_as(o) for o in outputs]
-    return list(torch.autograd.grad(sum((o * w).sum() for o, w in zip(outputs, waves)), inputs))
+    weights = [torch.cos(torch.arange(o.numel(), dtype=o.dtype) + 0.5).view_as(o) for o in outputs]
+    return list(torch.autograd.grad(sum((o * w).sum() for o, w in zip(outputs, weights)), inputs))
 
 
-def _apart(ours: Tensor, theirs: Tensor) -> float:
-    ours, theirs = ours.detach().double(), theirs.detach().double()
-    if ours.shape != theirs.shape:
-        raise ValueError(f"{tuple(ours.shape)} cannot be held against {tuple(theirs.shape)}")
-    size = theirs.abs().max() if theirs.numel() else torch.tensor(0.0)
-    if not (ours.isfinite().all() and theirs.isfinite().all() and size > 0 and ours.any()):
-        raise ValueError("what is not finite, or 0 throughout, shows nothing")
-    return float((ours - theirs).abs().max() / size)
+def _relative_difference(actual: Tensor, expected: Tensor) -> float:
+    actual, expected = actual.detach().double(), expected.detach().double()
+    if actual.shape != expected.shape:
+        raise ValueError(f"cannot compare the shapes {tuple(actual.shape)} and {tuple(expected.shape)}")
+    scale = expected.abs().max() if expected.numel() else torch.tensor(0.0)
+    if not (actual.isfinite().all() and expected.isfinite().all() and scale > 0 and actual.any()):
+        raise ValueError("tensors that are not finite, or 0 everywhere, prove nothing")
+    return float((actual - expected).abs().max() / scale)
 
 
 @contextlib.contextmanager
-def watched() -> Iterator[set[Any]]:
-    """The code objects of minissl that run inside."""
+def trace_package() -> Iterator[set[Any]]:
+    """Collect the code objects of minissl that run inside."""
     codes: set[Any] = set()
 
-    def look(frame: Any, event: str, _: Any) -> None:
-        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE):
+    def profile(frame: Any, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(PACKAGE_DIR):
             codes.add(frame.f_code)
 
-    before = sys.getprofile()
-    sys.setprofile(look)
+    previous = sys.getprofile()
+    sys.setprofile(profile)
     try:
         yield codes
     finally:
-        sys.setprofile(before)
+        sys.setprofile(previous)
 
 
-def codes_of(held: Any) -> set[Any]:
-    """The code objects of a function, or of a class's methods."""
-    parts = vars(held).values() if inspect.isclass(held) else [held]
+def code_objects(tested: Any) -> set[Any]:
+    """Return the code objects of a function, or of all methods of a class."""
+    parts = vars(tested).values() if inspect.isclass(tested) else [tested]
     return {code for part in parts if (code := getattr(inspect.unwrap(part), "__code__", None))}
 
 
-def row(comparison: Comparison, seeds: Sequence[int]) -> dict[str, Any]:
-    """What is recorded of a comparison over some seeds."""
-    seeds = seeds[:1] if comparison.against == GOLDEN else seeds
-    found = {name: [comparison.see(seed, name) for seed in seeds] for name in comparison.allowed}
+def measure(entry: Comparison, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return the row of `data/recorded/parity.json` for a comparison over some seeds."""
+    seeds = seeds[:1] if entry.reference == GOLDEN else seeds
+    runs = {precision: [entry.run(seed, precision) for seed in seeds] for precision in entry.tolerance}
     return {
-        "name": comparison.name,
-        "what": comparison.what,
-        "ours": [held.__qualname__ for held in comparison.holds],
-        "against": comparison.library(),
-        "backward": any(seen.backward for every in found.values() for seen in every),
-        "allowed": comparison.allowed,
-        "largest": {name: max(seen.difference() for seen in every) for name, every in found.items()},
+        "name": entry.name,
+        "what": entry.what,
+        "functions": [tested.__qualname__ for tested in entry.tested],
+        "reference": entry.versioned_reference(),
+        "backward": any(outputs.backward for by_seed in runs.values() for outputs in by_seed),
+        "tolerance": entry.tolerance,
+        "difference": {name: max(outputs.difference() for outputs in by_seed) for name, by_seed in runs.items()},
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The recorded rows in Markdown."""
+def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Format the recorded rows as a Markdown table."""
     lines = [
-        "| what | held against | gradients too | fp64: largest (allowed) | fp32: the same |",
+        "| comparison | reference | gradients | fp64: difference (tolerance) | fp32: difference (tolerance) |",
         "|---|---|---|---|---|",
     ]
-    for one in rows:
-        cells = [one["what"], one["against"], "yes" if one["backward"] else ""]
-        for name in PRECISIONS:
-            there, largest = name in one["allowed"], one["largest"].get(name)
-            cells.append(f"{largest:.0e} ({one['allowed'][name]:.0e})".replace("0e+00", "0") if there else "")
+    for row in rows:
+        cells = [row["what"], row["reference"], "yes" if row["backward"] else ""]
+        for precision in PRECISIONS:
+            cell = ""
+            if precision in row["tolerance"]:
+                cell = f"{row['difference'][precision]:.0e} ({row['tolerance'][precision]:.0e})".replace("0e+00", "0")
+            cells.append(cell)
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -1,161 +1,173 @@
-"""Patches, their positions, and maps of them at another size, beside Pillow, transformers and loops."""
+"""Patches, their positions, and patch grids at another size, compared with Pillow, transformers and loops."""
 
 import torch
 from torch import Tensor
 
-from minissl.methods.dinov3 import bring_down
-from minissl.methods.pretext import masked_pixel_loss, rotate_four
-from minissl.patches import patchify, unpatchify
-from minissl.positions import Stretch, coordinates, resample, rotate, stretch, turn
-from tests.parity.ledger import Draw, Sides, compared
+from minissl.methods.dinov3 import resize_patch_grid
+from minissl.methods.mae import masked_pixel_loss
+from minissl.methods.rotation import rotate_four
+from minissl.models.position_encoding import (
+    RopeAugmentation,
+    apply_rope,
+    augment_coordinates,
+    patch_coordinates,
+    resample_pos_embed,
+    rope_angles,
+)
+from minissl.models.vit import patchify, unpatchify
+from tests.parity.ledger import RandomInputs, Sides, comparison
 
 
-def keys(target: int, source: int, step: float) -> Tensor:
-    """(target, source) weights of Keys' cubic, a = -0.75, at the four pixels around; beyond an edge is the edge."""
-    found = torch.zeros(target, source, dtype=torch.float64)
+def cubic_weights(target: int, source: int, step: float) -> Tensor:
+    """Return weights (target, source) of Keys' cubic kernel, a = -0.75, on four pixels; the edge pixel is repeated."""
+    weights = torch.zeros(target, source, dtype=torch.float64)
     for i in range(target):
-        middle = (i + 0.5) * step - 0.5
-        first = int(middle // 1) - 1
+        center = (i + 0.5) * step - 0.5
+        first = int(center // 1) - 1
         for tap in range(first, first + 4):
-            x = abs(middle - tap)
+            x = abs(center - tap)
             near, far = 1.25 * x**3 - 2.25 * x**2 + 1, -0.75 * x**3 + 3.75 * x**2 - 6 * x + 3
-            found[i, min(max(tap, 0), source - 1)] += near if x <= 1 else far
-    return found
+            weights[i, min(max(tap, 0), source - 1)] += near if x <= 1 else far
+    return weights
 
 
-def along_both(rows: Tensor, maps: Tensor, columns: Tensor) -> Tensor:
-    return torch.einsum("i y, j x, b y x d -> b i j d", rows.to(maps), columns.to(maps), maps)
+def apply_separable(row_weights: Tensor, grids: Tensor, column_weights: Tensor) -> Tensor:
+    return torch.einsum("i y, j x, b y x d -> b i j d", row_weights.to(grids), column_weights.to(grids), grids)
 
 
-@compared("the anchor's map brought down, bicubic", "a loop", bring_down, fp64=None, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    high, wide, d = draw.whole(4, 8), draw.whole(4, 8), draw.whole(1, 3)
-    grid, patches = (draw.whole(2, high - 1), draw.whole(2, wide - 1)), draw.normal(1, high, wide, d)
+@comparison("patch grid of the Gram teacher, downsampled", "explicit loop", resize_patch_grid, fp64=None, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    high, wide, d = rng.integer(4, 8), rng.integer(4, 8), rng.integer(1, 3)
+    grid, patches = (rng.integer(2, high - 1), rng.integer(2, wide - 1)), rng.normal(1, high, wide, d)
 
-    def theirs() -> Tensor:
-        return along_both(keys(grid[0], high, high / grid[0]), patches.double(), keys(grid[1], wide, wide / grid[1]))
+    def expected() -> Tensor:
+        rows, columns = cubic_weights(grid[0], high, high / grid[0]), cubic_weights(grid[1], wide, wide / grid[1])
+        return apply_separable(rows, patches.double(), columns)
 
-    return Sides(lambda: bring_down(patches, grid), theirs)
+    return Sides(lambda: resize_patch_grid(patches, grid), expected)
 
 
-@compared("learned positions for another grid", "a loop", resample, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    """DINO asks for a tenth of a patch more than there is, and that is the step it takes.
+@comparison("learned position embeddings, resampled", "explicit loop", resample_pos_embed, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    """DINO's code adds a tenth of a patch to the target size, which changes the step.
 
-    The same grid is not asked for: the ViT leaves it as it is, and torch's gradient there ignores the step.
+    The grid of training is left out: the ViT does not resample it, and torch's gradient there ignores the step.
     """
-    side, h, d = draw.whole(3, 7), draw.whole(2, 9), draw.whole(1, 5)
-    w = side + draw.one_of(-1, 1, 2)
-    positions = draw.free(1, 1 + side**2, d)
+    side, h, d = rng.integer(3, 7), rng.integer(2, 9), rng.integer(1, 5)
+    w = side + rng.choice(-1, 1, 2)
+    pos_embed = rng.leaf(1, 1 + side**2, d)
 
-    def theirs() -> Tensor:
-        grid = positions[:, 1:].unflatten(1, (side, side))
-        found = along_both(keys(h, side, side / (h + 0.1)), grid, keys(w, side, side / (w + 0.1)))
-        return torch.cat([positions[:, :1], found.flatten(1, 2)], dim=1)
+    def expected() -> Tensor:
+        grid = pos_embed[:, 1:].unflatten(1, (side, side))
+        rows, columns = cubic_weights(h, side, side / (h + 0.1)), cubic_weights(w, side, side / (w + 0.1))
+        return torch.cat([pos_embed[:, :1], apply_separable(rows, grid, columns).flatten(1, 2)], dim=1)
 
-    return Sides(lambda: resample(positions, h, w, antialias=False), theirs, [positions])
+    return Sides(lambda: resample_pos_embed(pos_embed, h, w, antialias=False), expected, [pos_embed])
 
 
-@compared("learned positions for another grid, antialiased", "pillow", resample, fp64=None, fp32=1e-5)
-def _(draw: Draw) -> Sides:
+@comparison("learned position embeddings, resampled with antialiasing", "pillow", resample_pos_embed, fp64=None,
+            fp32=1e-5)  # fmt: skip
+def _(rng: RandomInputs) -> Sides:
     import numpy as np
     from PIL import Image
 
-    side, h, w, d = draw.whole(3, 7), draw.whole(2, 9), draw.whole(2, 9), draw.whole(1, 5)
-    positions = draw.normal(1, 1 + side**2, d)
+    side, h, w, d = rng.integer(3, 7), rng.integer(2, 9), rng.integer(2, 9), rng.integer(1, 5)
+    pos_embed = rng.normal(1, 1 + side**2, d)
 
-    def theirs() -> Tensor:
-        pictures = [Image.fromarray(x.reshape(side, side).numpy()) for x in positions[0, 1:].T]
-        sized = [np.array(picture.resize((w, h), Image.Resampling.BICUBIC)).ravel() for picture in pictures]
-        return torch.cat([positions[0, :1], torch.from_numpy(np.stack(sized, axis=-1))])[None]
+    def expected() -> Tensor:
+        channels = [Image.fromarray(x.reshape(side, side).numpy()) for x in pos_embed[0, 1:].T]
+        resized = [np.array(channel.resize((w, h), Image.Resampling.BICUBIC)).ravel() for channel in channels]
+        return torch.cat([pos_embed[0, :1], torch.from_numpy(np.stack(resized, axis=-1))])[None]
 
-    return Sides(lambda: resample(positions, h, w, antialias=True), theirs)
+    return Sides(lambda: resample_pos_embed(pos_embed, h, w, antialias=True), expected)
 
 
-@compared("rotary positions", "a loop", coordinates, turn, rotate, fp64=None, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    """Two numbers, half a head apart, are one complex number, which is turned by a complex factor."""
-    h, w, quarter, extra = draw.whole(1, 4), draw.whole(2, 4), draw.whole(1, 3), draw.whole(0, 2)
-    d, x = 4 * quarter, draw.free(2, draw.whole(1, 2), extra + h * w, 4 * quarter)
+@comparison("RoPE", "explicit loop", patch_coordinates, rope_angles, apply_rope, fp64=None, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    """Two channels, half a head apart, are one complex number, which is multiplied by exp(i angle)."""
+    h, w, quarter, extra = rng.integer(1, 4), rng.integer(2, 4), rng.integer(1, 3), rng.integer(0, 2)
+    d, x = 4 * quarter, rng.leaf(2, rng.integer(1, 2), extra + h * w, 4 * quarter)
 
-    def turned(row: Tensor, y: float, across: float) -> Tensor:
+    def rotate(row: Tensor, y: float, x_coordinate: float) -> Tensor:
         for i in range(2 * quarter):
             period = 100 ** ((i % quarter) / quarter)
-            angle = torch.tensor(2 * torch.pi * (y if i < quarter else across) / period, dtype=torch.float64)
+            coordinate = y if i < quarter else x_coordinate
+            angle = torch.tensor(2 * torch.pi * coordinate / period, dtype=torch.float64)
             pair = torch.complex(row[..., i], row[..., i + d // 2]) * torch.polar(torch.ones_like(angle), angle)
-            parts = {i: pair.real, i + d // 2: pair.imag}
-            row = torch.stack([parts.get(j, row[..., j]) for j in range(d)], dim=-1).to(x.dtype)
+            rotated = {i: pair.real, i + d // 2: pair.imag}
+            row = torch.stack([rotated.get(j, row[..., j]) for j in range(d)], dim=-1).to(x.dtype)
         return row
 
-    def theirs() -> Tensor:
-        places = [((n // w + 0.5) * 2 / h - 1, (n % w + 0.5) * 2 / w - 1) for n in range(h * w)]
-        rows = [turned(x[:, :, extra + n], *place) for n, place in enumerate(places)]
+    def expected() -> Tensor:
+        coordinates = [((n // w + 0.5) * 2 / h - 1, (n % w + 0.5) * 2 / w - 1) for n in range(h * w)]
+        rows = [rotate(x[:, :, extra + n], *point) for n, point in enumerate(coordinates)]
         return torch.cat([x[:, :, :extra], torch.stack(rows, dim=2)], dim=2)
 
-    return Sides(lambda: rotate(x, turn(coordinates((h, w)), d)), theirs, [x])
+    return Sides(lambda: apply_rope(x, rope_angles(patch_coordinates((h, w)), d)), expected, [x])
 
 
-@compared("stretched coordinates", "the formula", stretch, fp64=None, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    points, by = draw.normal(draw.whole(2, 9), 2), Stretch(draw.real(0.1, 1), draw.real(1.1, 3), draw.real(1.1, 3))
+@comparison("RoPE coordinate augmentation", "formula", augment_coordinates, fp64=None, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    points = rng.normal(rng.integer(2, 9), 2)
+    options = RopeAugmentation(rng.number(0.1, 1), rng.number(1.1, 3), rng.number(1.1, 3))
 
-    def found() -> Tensor:
-        torch.manual_seed(draw.seed)
-        return stretch(points, by)
+    def actual() -> Tensor:
+        torch.manual_seed(rng.seed)
+        return augment_coordinates(points, options)
 
-    def theirs() -> Tensor:
-        torch.manual_seed(draw.seed)
+    def expected() -> Tensor:
+        torch.manual_seed(rng.seed)
         shift, jitter, rescale = (torch.rand(n) * 2 - 1 for n in (2, 2, 1))
-        return (points + shift * by.shift) * by.jitter**jitter * by.rescale**rescale
+        return (points + shift * options.shift) * options.jitter**jitter * options.rescale**rescale
 
-    return Sides(found, theirs)
+    return Sides(actual, expected)
 
 
-@compared("the loss of hidden patches", "a loop", masked_pixel_loss, patchify, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    b, p, h, w = draw.whole(1, 3), draw.whole(2, 4), draw.whole(1, 3), draw.whole(2, 3)
-    images, normed = draw.normal(b, 3, h * p, w * p), draw.one_of(True, False)
-    prediction, mask = draw.free(b, h * w, p * p * 3), draw.mask(b, h * w)
+@comparison("masked pixel loss", "explicit loop", masked_pixel_loss, patchify, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    b, p, h, w = rng.integer(1, 3), rng.integer(2, 4), rng.integer(1, 3), rng.integer(2, 3)
+    images, normalize = rng.normal(b, 3, h * p, w * p), rng.choice(True, False)
+    prediction, mask = rng.leaf(b, h * w, p * p * 3), rng.mask(b, h * w)
     mask[0, 0] = True
 
-    def theirs() -> Tensor:
+    def expected() -> Tensor:
         errors = []
         for i, n in mask.nonzero().tolist():
             y, x = n // w * p, n % w * p
             pixels = images[i, :, y : y + p, x : x + p].permute(1, 2, 0).flatten()
-            if normed:
-                middle = sum(pixels) / len(pixels)
-                variance = sum((pixel - middle) ** 2 for pixel in pixels) / (len(pixels) - 1)
-                pixels = (pixels - middle) / (variance + 1e-6) ** 0.5
+            if normalize:
+                mean = sum(pixels) / len(pixels)
+                variance = sum((pixel - mean) ** 2 for pixel in pixels) / (len(pixels) - 1)
+                pixels = (pixels - mean) / (variance + 1e-6) ** 0.5
             errors.append(sum((prediction[i, n] - pixels) ** 2) / len(pixels))
         return sum(errors) / len(errors)
 
-    return Sides(lambda: masked_pixel_loss(prediction, images, mask, p, normed), theirs, [prediction])
+    return Sides(lambda: masked_pixel_loss(prediction, images, mask, p, normalize), expected, [prediction])
 
 
-@compared("patches, cut and put together", "transformers", patchify, unpatchify, slow=True)
-def _(draw: Draw) -> Sides:
+@comparison("patchify and unpatchify", "transformers", patchify, unpatchify, slow=True)
+def _(rng: RandomInputs) -> Sides:
     from transformers import ViTMAEConfig, ViTMAEForPreTraining
 
-    p, side = draw.whole(2, 4), draw.whole(2, 4)
-    small = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    small |= {"decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 1}
-    theirs = ViTMAEForPreTraining(ViTMAEConfig(**small, image_size=p * side, patch_size=p))
-    images, cut = draw.normal(2, 3, p * side, p * side), draw.normal(2, side**2, p * p * 3)
+    p, side = rng.integer(2, 4), rng.integer(2, 4)
+    options = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    options |= {"decoder_hidden_size": 8, "decoder_num_hidden_layers": 1, "decoder_num_attention_heads": 1}
+    reference = ViTMAEForPreTraining(ViTMAEConfig(**options, image_size=p * side, patch_size=p))
+    images, patches = rng.normal(2, 3, p * side, p * side), rng.normal(2, side**2, p * p * 3)
     return Sides(
-        lambda: [patchify(images, p), unpatchify(cut, p, (side, side))],
-        lambda: [theirs.patchify(images), theirs.unpatchify(cut)],
+        lambda: [patchify(images, p), unpatchify(patches, p, (side, side))],
+        lambda: [reference.patchify(images), reference.unpatchify(patches)],
     )
 
 
-@compared("pictures turned four ways", "numpy", rotate_four)
-def _(draw: Draw) -> Sides:
+@comparison("images rotated by 0, 90, 180, 270 degrees", "numpy", rotate_four)
+def _(rng: RandomInputs) -> Sides:
     import numpy as np
 
-    images = draw.normal(draw.whole(1, 4), draw.whole(1, 3), *[draw.whole(2, 9)] * 2)
+    images = rng.normal(rng.integer(1, 4), rng.integer(1, 3), *[rng.integer(2, 9)] * 2)
 
-    def theirs() -> list[Tensor]:
-        turned = [np.rot90(image.numpy(), turns, axes=(1, 2)).copy() for turns in range(4) for image in images]
-        return [torch.from_numpy(np.stack(turned)), torch.arange(4 * len(images)) // len(images)]
+    def expected() -> list[Tensor]:
+        rotated = [np.rot90(image.numpy(), turns, axes=(1, 2)).copy() for turns in range(4) for image in images]
+        return [torch.from_numpy(np.stack(rotated)), torch.arange(4 * len(images)) // len(images)]
 
-    return Sides(lambda: rotate_four(images), theirs)
+    return Sides(lambda: rotate_four(images), expected)

@@ -1,4 +1,4 @@
-"""OpenAI's CLIP, read from a file that a library made, beside that library: its words as numbers, and what it says."""
+"""OpenAI's CLIP, loaded from a file that a library wrote, compared with that library: tokens, embeddings and logits."""
 
 import tempfile
 from collections.abc import Callable
@@ -10,89 +10,99 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from minissl import official, official_clip
-from minissl.augment import normalize
-from minissl.text import PLAIN, Tokenizer, mend, split_words
-from tests.parity.ledger import Draw, Sides, compared
-from tests.parity.towers import open_clips
+from minissl.data.transforms.functional import normalize
+from minissl.hub import official, openai_clip
+from minissl.models.tokenizer import NUM_BYTE_SYMBOLS, Tokenizer, clean_text, split_words
+from tests.parity.ledger import RandomInputs, Sides, comparison
+from tests.parity.towers import open_clip_model
 
-MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-MERGES = Path(find_spec("open_clip").submodule_search_locations[0]) / official_clip.MERGES[0]
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MERGES = Path(find_spec("open_clip").submodule_search_locations[0]) / openai_clip.MERGES_FILES[0]
 WORDS = r"""a photo of the DOG, it's I'LL naïve café Straße ΣΙΣΥΦΟΣ &amp; &lt; &#39; 2nd 1980's 3.14 !!! #tag
 pneumonoultramicroscopic""".split()
 WORDS += ["they\u2019ve", "\u201ctwo\u201d", "e\u0301", "\ufb01sh", "\uff26\uff35", "素早い", "x²", "😀", "—"]
 
 
-def said(draw: Draw) -> list[str]:
-    """Sentences, one of which may be too long."""
-    return [" ".join(draw.one_of(*WORDS) for _ in range(draw.whole(0, 40))) for _ in range(draw.whole(2, 5))]
+def random_texts(rng: RandomInputs) -> list[str]:
+    """Sample sentences; some may be longer than the context."""
+    return [" ".join(rng.choice(*WORDS) for _ in range(rng.integer(0, 40))) for _ in range(rng.integer(2, 5))]
 
 
-@compared("CLIP's words as numbers", "open_clip", Tokenizer, split_words, mend, slow=True)
-def _(draw: Draw) -> Sides:
+@comparison("CLIP tokenizer", "open_clip", Tokenizer, split_words, clean_text, slow=True)
+def _(rng: RandomInputs) -> Sides:
     from open_clip.tokenizer import tokenize
 
-    texts = said(draw)
-    return Sides(lambda: official_clip.read_merges(MERGES, 49_408, 77)(texts, cut=True), lambda: tokenize(texts))
+    texts = random_texts(rng)
+    return Sides(lambda: openai_clip.read_merges(MERGES, 49_408, 77)(texts, truncate=True), lambda: tokenize(texts))
 
 
-def whole(
-    draw: Draw, theirs: nn.Module, vocabulary: int, pixels: Tensor
+def clip_from_file(
+    rng: RandomInputs, model: nn.Module, vocab_size: int, images: Tensor
 ) -> tuple[Callable[[], list[Tensor]], Tensor, Tensor]:
-    """Our side: the vectors of pixels and sentences, and the answers, by the file that theirs makes. Then the tokens,
-    and the pixels as CLIP's code hands them on."""
-    texts, before = said(draw), torch.get_default_dtype()
+    """Prepare minissl's side for CLIP of a library.
 
-    def ours() -> list[Tensor]:
-        torch.set_default_dtype(draw.dtype)
+    Args:
+        model: of the library.
+        vocab_size: of its tokenizer.
+        images: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        A function that writes the model's weights to a file, loads them and returns the embeddings of images and texts
+        and their logits; the tokens of the texts; the images as CLIP's own code normalizes them.
+    """
+    texts, default_dtype = random_texts(rng), torch.get_default_dtype()
+
+    def actual() -> list[Tensor]:
+        torch.set_default_dtype(rng.dtype)
         try:
             with tempfile.TemporaryDirectory() as folder:
-                save_file(theirs.state_dict(), Path(folder) / "model.safetensors")
-                clip = official_clip.load(Path(folder) / "model.safetensors", MERGES)
+                save_file(model.state_dict(), Path(folder) / "model.safetensors")
+                clip = openai_clip.load_openai_clip(Path(folder) / "model.safetensors", MERGES)
         finally:
-            torch.set_default_dtype(before)
-        image, text = (F.normalize(x, dim=-1) for x in (clip.embed_images(normalize(pixels)), clip.embed_text(texts)))
+            torch.set_default_dtype(default_dtype)
+        image, text = (F.normalize(x, dim=-1) for x in (clip.embed_images(normalize(images)), clip.embed_text(texts)))
         return [image, text, clip.logit_scale.exp() * image @ text.mT]
 
-    mean, deviation = (torch.tensor(x, dtype=draw.dtype).view(3, 1, 1) for x in (MEAN, DEVIATION))
-    tokens = Tokenizer.read(MERGES, vocabulary - PLAIN - 2, 77)(texts, cut=True)
-    return ours, tokens, (pixels - mean) / deviation
+    mean, std = (torch.tensor(x, dtype=rng.dtype).view(3, 1, 1) for x in (MEAN, STD))
+    tokens = Tokenizer.read(MERGES, vocab_size - NUM_BYTE_SYMBOLS - 2, 77)(texts, truncate=True)
+    return actual, tokens, (images - mean) / std
 
 
-@compared("CLIP whole, from a file: vectors and answers", "transformers", official_clip.load, official.fold, fp32=1e-5,
-          slow=True)  # fmt: skip
-def _(draw: Draw) -> Sides:
+LOADERS = openai_clip.load_openai_clip, official.fold_normalization
+
+
+@comparison("CLIP from a weights file: embeddings and logits", "transformers", *LOADERS, fp32=1e-5, slow=True)
+def _(rng: RandomInputs) -> Sides:
     from transformers import CLIPConfig, CLIPModel
 
-    vocabulary, patch, heads = draw.whole(514, 900), draw.one_of(4, 8), draw.whole(1, 2)
+    vocab_size, patch_size, heads = rng.integer(514, 900), rng.choice(4, 8), rng.integer(1, 2)
     sizes = {"hidden_size": 64 * heads, "num_attention_heads": heads, "intermediate_size": 256 * heads}
-    vision = sizes | {"image_size": patch * draw.whole(2, 4), "patch_size": patch, "num_hidden_layers": 2}
-    text = sizes | {"vocab_size": vocabulary, "num_hidden_layers": draw.whole(1, 3)}
-    text |= {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": 0}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=draw.whole(8, 64))
-    theirs = draw.shake(CLIPModel(config)).eval().requires_grad_(False)
-    pixels = draw.uniform(2, 3, vision["image_size"], vision["image_size"]).requires_grad_()
-    ours, tokens, given = whole(draw, theirs, vocabulary, pixels)
+    vision = sizes | {"image_size": patch_size * rng.integer(2, 4), "patch_size": patch_size, "num_hidden_layers": 2}
+    text = sizes | {"vocab_size": vocab_size, "num_hidden_layers": rng.integer(1, 3)}
+    text |= {"bos_token_id": vocab_size - 2, "eos_token_id": vocab_size - 1, "pad_token_id": 0}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=rng.integer(8, 64))
+    model = rng.randomize(CLIPModel(config)).eval().requires_grad_(False)
+    images = rng.uniform(2, 3, vision["image_size"], vision["image_size"]).requires_grad_()
+    actual, tokens, normalized = clip_from_file(rng, model, vocab_size, images)
 
-    def right() -> list[Tensor]:
-        found = theirs(input_ids=tokens, pixel_values=given)
-        return [found.image_embeds, found.text_embeds, found.logits_per_image]
+    def expected() -> list[Tensor]:
+        outputs = model(input_ids=tokens, pixel_values=normalized)
+        return [outputs.image_embeds, outputs.text_embeds, outputs.logits_per_image]
 
-    return Sides(ours, right, [pixels])
+    return Sides(actual, expected, [images])
 
 
-@compared("CLIP whole, from a file: vectors and answers", "open_clip", official_clip.load, official.fold, fp32=1e-5,
-          slow=True)  # fmt: skip
-def _(draw: Draw) -> Sides:
-    vocabulary, patch, width = draw.whole(514, 900), draw.one_of(4, 8), 64 * draw.whole(1, 2)
-    vision = {"image_size": patch * draw.whole(2, 4), "patch_size": patch, "width": width, "layers": 2}
-    text = {"context_length": 77, "vocab_size": vocabulary, "width": 64, "heads": 1, "layers": draw.whole(1, 3)}
-    theirs = draw.shake(open_clips(draw, draw.one_of(40, 64), vision, text)).requires_grad_(False)
-    pixels = draw.uniform(2, 3, vision["image_size"], vision["image_size"]).requires_grad_()
-    ours, tokens, given = whole(draw, theirs, vocabulary, pixels)
+@comparison("CLIP from a weights file: embeddings and logits", "open_clip", *LOADERS, fp32=1e-5, slow=True)
+def _(rng: RandomInputs) -> Sides:
+    vocab_size, patch_size, width = rng.integer(514, 900), rng.choice(4, 8), 64 * rng.integer(1, 2)
+    vision = {"image_size": patch_size * rng.integer(2, 4), "patch_size": patch_size, "width": width, "layers": 2}
+    text = {"context_length": 77, "vocab_size": vocab_size, "width": 64, "heads": 1, "layers": rng.integer(1, 3)}
+    model = rng.randomize(open_clip_model(rng, rng.choice(40, 64), vision, text)).requires_grad_(False)
+    images = rng.uniform(2, 3, vision["image_size"], vision["image_size"]).requires_grad_()
+    actual, tokens, normalized = clip_from_file(rng, model, vocab_size, images)
 
-    def right() -> list[Tensor]:
-        image, sentence, scale = theirs(image=given, text=tokens)
-        return [image, sentence, scale * image @ sentence.mT]
+    def expected() -> list[Tensor]:
+        image, text_embeddings, scale = model(image=normalized, text=tokens)
+        return [image, text_embeddings, scale * image @ text_embeddings.mT]
 
-    return Sides(ours, right, [pixels])
+    return Sides(actual, expected, [images])

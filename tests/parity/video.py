@@ -1,4 +1,4 @@
-"""What patches are worth in a clip: tracking, patch by patch, and DAVIS's measures with scipy's dilation."""
+"""Evaluation of patches in clips: label propagation, patch by patch, and DAVIS's J and F with scipy's dilation."""
 
 import math
 
@@ -6,164 +6,175 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minissl import evaluate
-from minissl.evaluate.video import contour, outline, region
-from tests.parity.ledger import Draw, Sides, compared
+from minissl import evaluation
+from minissl.evaluation.video_metrics import contour_accuracy, mask_boundary, region_similarity
+from tests.parity.ledger import RandomInputs, Sides, comparison
+
+Recipe = tuple[int, int, float, str]  # radius, topk, temperature, window
 
 
 def unit(x: Tensor) -> Tensor:
     return x / x.square().sum(dim=-1, keepdim=True).sqrt()
 
 
-def handed_on(now: Tensor, context: Tensor, labels: Tensor, recipe: tuple[int, int, float, str]) -> Tensor:
-    """What each patch of a frame shows, by the most similar patches near it in the frames before."""
+def propagate_by_loop(current: Tensor, context: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+    """Average the labels of the most similar patches of the context frames within the window, patch by patch."""
     radius, topk, temperature, window = recipe
     (frames, h, w, _), out = labels.shape, torch.zeros_like(labels[0])
     for y in range(h):
         for x in range(w):
-            seen = []
+            neighbors = []
             for t in range(frames):
                 for i in range(h):
                     for j in range(w):
                         a, b = abs(y - i), abs(x - j)
                         if (a * a + b * b <= radius * radius) if window == "circle" else max(a, b) <= radius:
-                            seen.append((float(now[y, x] @ context[t, i, j]), labels[t, i, j]))
-            best = sorted(seen, key=lambda pair: -pair[0])[:topk]
-            powers = [math.exp(cosine / temperature) for cosine, _ in best]
-            out[y, x] = sum(power * label for power, (_, label) in zip(powers, best)) / sum(powers)
+                            neighbors.append((float(current[y, x] @ context[t, i, j]), labels[t, i, j]))
+            best = sorted(neighbors, key=lambda pair: -pair[0])[:topk]
+            weights = [math.exp(cosine / temperature) for cosine, _ in best]
+            out[y, x] = sum(weight * label for weight, (_, label) in zip(weights, best)) / sum(weights)
     return out
 
 
-def recipe(draw: Draw) -> tuple[int, int, float, str]:
-    return draw.whole(0, 4), draw.whole(1, 6), draw.real(0.1, 1), draw.one_of("circle", "square")
+def random_recipe(rng: RandomInputs) -> Recipe:
+    return rng.integer(0, 4), rng.integer(1, 6), rng.number(0.1, 1), rng.choice("circle", "square")
 
 
-@compared("labels handed on to a frame", "a loop", evaluate.propagate, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    h, w, k, d, m = draw.whole(1, 6), draw.whole(2, 10), draw.whole(1, 3), draw.whole(3, 6), draw.whole(2, 3)
-    current, context, how = unit(draw.normal(h, w, d)), unit(draw.normal(k, h, w, d)), recipe(draw)
-    labels = draw.uniform(k, h, w, m)
+@comparison("label propagation to one frame", "explicit loop", evaluation.propagate_frame, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    h, w, k, d, m = rng.integer(1, 6), rng.integer(2, 10), rng.integer(1, 3), rng.integer(3, 6), rng.integer(2, 3)
+    current, context, recipe = unit(rng.normal(h, w, d)), unit(rng.normal(k, h, w, d)), random_recipe(rng)
+    labels = rng.uniform(k, h, w, m)
     labels = labels / labels.sum(dim=-1, keepdim=True)
     return Sides(
-        lambda: evaluate.propagate(current, context, labels, *how), lambda: handed_on(current, context, labels, how)
+        lambda: evaluation.propagate_frame(current, context, labels, *recipe),
+        lambda: propagate_by_loop(current, context, labels, recipe),
     )
 
 
-@compared("objects tracked through a clip", "a loop", evaluate.track, evaluate.follow, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    h, w, p, frames, context = draw.whole(2, 4), draw.whole(2, 5), draw.one_of(1, 3), draw.whole(2, 4), draw.whole(0, 2)
-    how, features = recipe(draw), draw.normal(1, h, w, 4) + draw.normal(frames, h, w, 4, scale=0.3)
-    mask = draw.numbers(h * p, w * p, below=3)
+@comparison("label propagation through a clip", "explicit loop", evaluation.propagate_labels,
+            evaluation.propagate_stream, fp32=1e-5)  # fmt: skip
+def _(rng: RandomInputs) -> Sides:
+    h, w, p = rng.integer(2, 4), rng.integer(2, 5), rng.choice(1, 3)
+    frames, context = rng.integer(2, 4), rng.integer(0, 2)
+    recipe, features = random_recipe(rng), rng.normal(1, h, w, 4) + rng.normal(frames, h, w, 4, scale=0.3)
+    mask = rng.integers(h * p, w * p, below=3)
     mask[0, 0] = 2
 
-    def theirs() -> Tensor:
+    def expected() -> Tensor:
         x, first = unit(features), mask[p // 2 :: p, p // 2 :: p]
-        known = [(x[0], torch.stack([first == n for n in mask.unique()], dim=-1).to(x))]
-        past, found = [], [mask]
-        for now in x[1:]:
-            asked = known + past[max(len(past) - context, 0) :]
-            labels = handed_on(now, torch.stack([v for v, _ in asked]), torch.stack([l for _, l in asked]), how)  # noqa: E741
-            past.append((now, labels))
+        first_frame = [(x[0], torch.stack([first == n for n in mask.unique()], dim=-1).to(x))]
+        previous, predictions = [], [mask]
+        for current in x[1:]:
+            used = first_frame + previous[max(len(previous) - context, 0) :]
+            used_features, used_labels = (torch.stack(part) for part in zip(*used))
+            labels = propagate_by_loop(current, used_features, used_labels, recipe)
+            previous.append((current, labels))
             low, high = labels.amin(dim=(0, 1)), labels.amax(dim=(0, 1))
             best = ((labels - low) / (high - low).clamp_min(1e-12)).argmax(dim=-1)
-            found.append(mask.unique()[best].repeat_interleave(p, 0).repeat_interleave(p, 1))
-        return torch.stack(found)
+            predictions.append(mask.unique()[best].repeat_interleave(p, 0).repeat_interleave(p, 1))
+        return torch.stack(predictions)
 
-    return Sides(lambda: evaluate.track(features, mask, context, *how), theirs)
+    return Sides(lambda: evaluation.propagate_labels(features, mask, context, *recipe), expected)
 
 
-def edge(mask: np.ndarray) -> np.ndarray:
-    """Where the next pixel to the right, below, or both is another; there is none beyond the border."""
+def boundary_by_loop(mask: np.ndarray) -> np.ndarray:
+    """Mark pixels that differ from the next one to the right, below, or diagonally; nothing lies beyond the border."""
     h, w = mask.shape
     out = np.zeros_like(mask)
     for i in range(h):
         for j in range(w):
-            others = [(i, j + 1), (i + 1, j), (i + 1, j + 1)]
-            out[i, j] = any(mask[min(a, h - 1), min(b, w - 1)] != mask[i, j] for a, b in others)
+            neighbors = [(i, j + 1), (i + 1, j), (i + 1, j + 1)]
+            out[i, j] = any(mask[min(a, h - 1), min(b, w - 1)] != mask[i, j] for a, b in neighbors)
     return out
 
 
-def measures(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """The region's and the outline's, of two masks."""
+def j_and_f_by_loop(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Compute region similarity and contour accuracy of two masks."""
     from scipy.ndimage import binary_dilation
 
     h, w = a.shape
-    reach = math.ceil(0.008 * math.sqrt(h * h + w * w))
-    i, j = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    ours, right = edge(a), edge(b)
-    near_ours, near_right = (binary_dilation(z, i**2 + j**2 <= reach**2) for z in (ours, right))
-    either, inside = (a | b).sum(), (a & b).sum()
-    if not ours.any() or not right.any():
-        return inside / either if either else 1.0, float(ours.any() == right.any())
-    precision, recall = (ours & near_right).sum() / ours.sum(), (right & near_ours).sum() / right.sum()
-    return inside / either, 2 * precision * recall / max(precision + recall, 1e-12)
+    radius = math.ceil(0.008 * math.sqrt(h * h + w * w))
+    i, j = np.mgrid[-radius : radius + 1, -radius : radius + 1]
+    boundary_a, boundary_b = boundary_by_loop(a), boundary_by_loop(b)
+    near_a, near_b = (binary_dilation(z, i**2 + j**2 <= radius**2) for z in (boundary_a, boundary_b))
+    union, intersection = (a | b).sum(), (a & b).sum()
+    if not boundary_a.any() or not boundary_b.any():
+        return intersection / union if union else 1.0, float(boundary_a.any() == boundary_b.any())
+    precision = (boundary_a & near_b).sum() / boundary_a.sum()
+    recall = (boundary_b & near_a).sum() / boundary_b.sum()
+    return intersection / union, 2 * precision * recall / max(precision + recall, 1e-12)
 
 
-@compared("regions and outlines of objects", "scipy", evaluate.j_and_f, region, contour, outline, fp64=1e-10)
-def _(draw: Draw) -> Sides:
-    """Balls that move, found a little beside."""
-    frames, h, w, shift = draw.whole(3, 5), draw.whole(20, 40), draw.whole(20, 140), draw.whole(0, 4)
+@comparison("J and F of objects", "scipy", evaluation.j_and_f, region_similarity, contour_accuracy, mask_boundary,
+            fp64=1e-10)  # fmt: skip
+def _(rng: RandomInputs) -> Sides:
+    """Discs that move; the prediction is shifted by some pixels."""
+    frames, h, w, shift = rng.integer(3, 5), rng.integer(20, 40), rng.integer(20, 140), rng.integer(0, 4)
     y, x = np.mgrid[:h, :w]
-    truth, found = np.zeros((2, frames, h, w), dtype=np.int64)
+    truth, predicted = np.zeros((2, frames, h, w), dtype=np.int64)
     for number in (1, 2):
-        radius, top, left = draw.whole(4, 8), draw.whole(4, h - 4), draw.whole(4, w - 4)
+        radius, top, left = rng.integer(4, 8), rng.integer(4, h - 4), rng.integer(4, w - 4)
         for t in range(frames):
             truth[t][(y - top) ** 2 + (x - left - t) ** 2 < radius**2] = number
-            found[t][(y - top) ** 2 + (x - left - t - shift) ** 2 < radius**2] = number
+            predicted[t][(y - top) ** 2 + (x - left - t - shift) ** 2 < radius**2] = number
     truth[:, :3, :5] = 255
     truth[:, -1, -1] = 1
     numbers = [n for n in np.unique(truth[0]) if n not in (0, 255)]
 
-    def theirs() -> list[float]:
-        each = []
+    def actual() -> list[float]:
+        metrics = evaluation.j_and_f(torch.from_numpy(predicted), torch.from_numpy(truth))
+        return [metrics[name] for name in ("J", "F", "J&F")]
+
+    def expected() -> list[float]:
+        by_object = []
         for n in numbers:
-            masks = [((a == n) & (b != 255), b == n) for a, b in zip(found[1:-1], truth[1:-1])]
-            each.append(np.mean([measures(*pair) for pair in masks], axis=0))
-        j, f = np.mean(each, axis=0)
+            masks = [((a == n) & (b != 255), b == n) for a, b in zip(predicted[1:-1], truth[1:-1])]
+            by_object.append(np.mean([j_and_f_by_loop(*pair) for pair in masks], axis=0))
+        j, f = np.mean(by_object, axis=0)
         return [float(j), float(f), float(j + f) / 2]
 
-    def ours() -> list[float]:
-        measured = evaluate.j_and_f(torch.from_numpy(found), torch.from_numpy(truth))
-        return [measured[name] for name in ("J", "F", "J&F")]
-
-    return Sides(ours, theirs)
+    return Sides(actual, expected)
 
 
-@compared("colours that stay what they are", "a loop", evaluate.coherence, fp64=1e-10, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    t, c, h, w, p = draw.whole(2, 5), draw.whole(1, 3), draw.whole(2, 5), draw.whole(2, 5), draw.one_of(1, 3)
-    colors, masks = draw.normal(1, c, h, w) + draw.normal(t, c, h, w, scale=0.3), draw.numbers(t, h * p, w * p, below=2)
+@comparison("temporal coherence of colors", "explicit loop", evaluation.temporal_coherence, fp64=1e-10, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    t, c, h, w, p = rng.integer(2, 5), rng.integer(1, 3), rng.integer(2, 5), rng.integer(2, 5), rng.choice(1, 3)
+    colors = rng.normal(1, c, h, w) + rng.normal(t, c, h, w, scale=0.3)
+    masks = rng.integers(t, h * p, w * p, below=2)
     masks[:2, p // 2, p // 2] = 1
 
-    def theirs() -> float:
-        shown = masks[:, p // 2 :: p, p // 2 :: p]
-        steps, pairs = [], []
+    def expected() -> float:
+        at_centers = masks[:, p // 2 :: p, p // 2 :: p]
+        steps = []
         for k in range(t - 1):
             for i in range(h):
                 for j in range(w):
-                    if shown[k, i, j] == shown[k + 1, i, j]:
+                    if at_centers[k, i, j] == at_centers[k + 1, i, j]:
                         steps.append(float(((colors[k + 1, :, i, j] - colors[k, :, i, j]) ** 2).sum()))
-        places = colors.permute(0, 2, 3, 1).flatten(0, 2).double()
-        pairs = [float(((a - b) ** 2).sum()) for a in places for b in places]
+        flat = colors.permute(0, 2, 3, 1).flatten(0, 2).double()
+        pairs = [float(((a - b) ** 2).sum()) for a in flat for b in flat]
         return 1 - (sum(steps) / len(steps)) / (sum(pairs) / len(pairs))
 
-    return Sides(lambda: evaluate.coherence(colors, masks), theirs)
+    return Sides(lambda: evaluation.temporal_coherence(colors, masks), expected)
 
 
-@compared("a clip told by its first frame", "sklearn", evaluate.segment_clip, fp32=1e-5)
-def _(draw: Draw) -> Sides:
-    """By the 20 nearest neighbours; void is not learnt from."""
+@comparison("clip segmented by its first frame", "sklearn", evaluation.segment_clip, fp32=1e-5)
+def _(rng: RandomInputs) -> Sides:
+    """By 20 nearest neighbors; void pixels are no training data."""
     from sklearn.neighbors import KNeighborsClassifier
 
-    h, w, p, frames, d = draw.whole(2, 5), draw.whole(2, 5), draw.one_of(1, 3), draw.whole(2, 4), draw.whole(3, 6)
-    features, mask, middle = draw.normal(frames, h, w, d), draw.numbers(h * p, w * p, below=3), slice(p // 2, None, p)
+    h, w, p, frames, d = rng.integer(2, 5), rng.integer(2, 5), rng.choice(1, 3), rng.integer(2, 4), rng.integer(3, 6)
+    features, mask = rng.normal(frames, h, w, d), rng.integers(h * p, w * p, below=3)
+    centers = slice(p // 2, None, p)
     mask[p // 2, p // 2], mask[p // 2, p + p // 2], mask[p + p // 2, p // 2] = 0, 1, 255
 
-    def theirs() -> Tensor:
-        truth, x = mask[middle, middle].flatten().numpy(), unit(features).flatten(1, 2).numpy()
-        told = truth != 255
-        vote = KNeighborsClassifier(min(20, told.sum()), weights=lambda a: np.exp((1 - a) / 0.07), metric="cosine")
-        said = vote.fit(x[0][told], truth[told]).predict(x[1:].reshape(-1, d)).reshape(-1, h, w)
-        return torch.cat([mask[None], torch.from_numpy(said.repeat(p, 1).repeat(p, 2))])
+    def expected() -> Tensor:
+        labels, x = mask[centers, centers].flatten().numpy(), unit(features).flatten(1, 2).numpy()
+        known = labels != 255
+        weights = lambda distance: np.exp((1 - distance) / 0.07)  # noqa: E731
+        classifier = KNeighborsClassifier(min(20, known.sum()), weights=weights, metric="cosine")
+        predictions = classifier.fit(x[0][known], labels[known]).predict(x[1:].reshape(-1, d)).reshape(-1, h, w)
+        return torch.cat([mask[None], torch.from_numpy(predictions.repeat(p, 1).repeat(p, 2))])
 
-    return Sides(lambda: evaluate.segment_clip(features, mask), theirs)
+    return Sides(lambda: evaluation.segment_clip(features, mask), expected)

@@ -1,0 +1,1 @@
+"""Scenes: the synthetic data set whose annotations are complete and exact."""

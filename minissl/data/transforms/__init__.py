@@ -1,0 +1,1 @@
+"""Transforms of batches of images: augmentations, multi-view crops, masks, color spaces."""

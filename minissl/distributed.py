@@ -1,0 +1,295 @@
+"""Training on several processes: collectives, data parallelism and sharding. In a single process all are no-ops.
+
+`torchrun` starts the processes and `torch.distributed` connects them. Each holds its own rows of every batch. A loss
+over all pairs of a batch gathers the rows of all processes, and its gradient flows back to each. With
+DistributedDataParallel every process holds all weights; with FSDP2 (Zhao et al., 2023, arXiv:2304.11277) each holds a
+shard of every parameter and gathers a block when it is used. Results equal those of one process with the whole batch.
+
+Shapes: W processes with B rows each.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from minissl.errors import InputError
+
+Loss = Callable[[Any, float], dict[str, Tensor]]  # (batch, progress) -> terms
+
+
+def is_distributed() -> bool:
+    """Return whether there is more than one process."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """Return the index of this process, 0 to W - 1."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Return W."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def init_distributed(device: torch.device) -> torch.device:
+    """Connect the processes that torchrun started, if it did. Returns this process's own device."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_distributed():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def shutdown_distributed() -> None:
+    """Disconnect the processes."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def peer_failures_as_input_errors() -> Iterator[None]:
+    """Convert the error that a peer's failure causes here into an InputError."""
+    try:
+        yield
+    except RuntimeError as error:
+        signs = ("peer", "Gloo", "NCCL", "Connection", "timed out")
+        if not is_distributed() or not any(sign in str(error) for sign in signs):
+            raise
+        raise InputError(
+            "Another process of this training has ended, so this one stops too. The last checkpoint is complete; "
+            "the same command with --resume continues."
+        ) from None
+
+
+def print_once(text: object) -> None:
+    """Print from the first process only."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+def any_process(flag: bool) -> bool:
+    """Return whether the flag is set in any process. Runs on the CPU, so that no GPU waits."""
+    if not is_distributed():
+        return flag
+    reduced = torch.tensor(int(flag))
+    dist.all_reduce(reduced, dist.ReduceOp.MAX)
+    return bool(reduced)
+
+
+def broadcast_object(value: Any) -> Any:
+    """Return the first process's value in all processes; they wait for each other here."""
+    if not is_distributed():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def gather_lists(items: list[Any]) -> list[Any]:
+    """Concatenate the lists of all processes, in the order of their ranks."""
+    if not is_distributed():
+        return items
+    parts: list[Any] = [None] * world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+class _GatherRows(torch.autograd.Function):
+    """Gather all rows; backward sums the gradients that all processes have for ours."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        rows = rows.contiguous()
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)  # autograd may still need it unchanged
+        dist.all_reduce(gradient)
+        return gradient.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+class _AllReduceSum(torch.autograd.Function):
+    """Sum over all processes, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        x = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _AllReduceSum.forward(ctx, gradient)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Gather (B, ...) of each process to (W B, ...), in the order of their ranks; gradients flow back to each.
+
+    When the parameters' gradients are averaged over the processes, as DistributedDataParallel does, they are those of
+    the mean of all processes' losses.
+    """
+    return _GatherRows.apply(rows) if is_distributed() else rows
+
+
+def all_reduce_sum(x: Tensor) -> Tensor:
+    """Sum tensors of one shape over the processes; gradients flow back as for `gather_rows`."""
+    return _AllReduceSum.apply(x) if is_distributed() else x
+
+
+def mean_rows(x: Tensor) -> Tensor:
+    """Average (n, D) over the rows of all processes, each with its own n, to (D,); no gradient."""
+    x = x.detach()
+    if not is_distributed():
+        return x.mean(dim=0)
+    return all_reduce_sum(x.sum(dim=0)) / all_reduce_sum(torch.full((), float(len(x)), device=x.device))
+
+
+def log_softmax_over_rows(logits: Tensor) -> Tensor:
+    """Normalize (n, K) so that the exponentials of each column sum to 1 over all processes' rows; no gradient."""
+    if not is_distributed():
+        return logits.log_softmax(dim=0)
+    return logits - gather_rows(logits.logsumexp(dim=0)[None]).logsumexp(dim=0)
+
+
+def local_rows(x: Tensor, dim: int = 0) -> Tensor:
+    """Return this process's equal part of a tensor that every process holds whole."""
+    n = x.shape[dim] // world_size()
+    return x.narrow(dim, rank() * n, n)
+
+
+def local_batch_size(batch_size: int) -> int:
+    """Return B for a total batch size. Raises InputError if it cannot be split evenly."""
+    if batch_size % world_size():
+        raise InputError(
+            f"A batch of {batch_size} cannot be split over {world_size()} processes; make --batch_size a multiple."
+        )
+    return batch_size // world_size()
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch norm over the batches of all processes, each with its own number of rows. torch's own needs a GPU."""
+
+    def _check_input_dim(self, x: Tensor) -> None:
+        """Accept any (n, C, ...)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training and self.running_mean is not None:
+            return super().forward(x)
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
+        y = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+        count = all_reduce_sum(torch.full((), float(x.numel() // x.shape[1]), dtype=y.dtype, device=x.device))
+        divisor = count.clamp_min(1)  # a batch has no rows where there are no local crops
+        y = y - (mean := all_reduce_sum(y.sum(axes)) / divisor).view(shape)
+        var = all_reduce_sum(y.square().sum(axes)) / divisor
+        if self.running_mean is not None and self.running_var is not None:
+            with torch.no_grad():
+                assert self.num_batches_tracked is not None
+                assert self.momentum is not None
+                self.num_batches_tracked += 1
+                weight = (self.momentum * (count > 0)).to(self.running_mean.dtype)
+                self.running_mean.lerp_(mean.to(weight.dtype), weight)
+                self.running_var.lerp_((var * count / (count - 1).clamp_min(1)).to(weight.dtype), weight)
+        y = y * (var + self.eps).rsqrt().view(shape)
+        return (y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+
+
+def convert_sync_batch_norm(module: nn.Module) -> None:
+    """Replace every batch norm in a module by `SyncBatchNorm`, in place; names and values stay."""
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm):
+            synced = SyncBatchNorm(child.num_features, child.eps, child.momentum, child.affine, False)
+            synced._parameters, synced._buffers = child._parameters, child._buffers
+            synced.track_running_stats = child.track_running_stats
+            setattr(module, name, synced.train(child.training))
+        else:
+            convert_sync_batch_norm(child)
+
+
+class _LossModule(nn.Module):
+    """A method whose forward pass is its loss, as DistributedDataParallel and FSDP2 need it."""
+
+    def __init__(self, method: nn.Module):
+        super().__init__()
+        self.method = method
+
+    def forward(self, batch: Any, progress: float) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = self.method.loss(batch, progress)  # type: ignore[operator]
+        return terms
+
+
+def wrap_ddp(method: nn.Module) -> Loss:
+    """Return a method's loss, whose gradients are averaged over all processes after each backward pass.
+
+    The method is changed: its batch norms become `SyncBatchNorm`.
+    """
+    if not is_distributed():
+        return method.loss  # type: ignore[return-value]
+    convert_sync_batch_norm(method)
+    named = signature(DistributedDataParallel).parameters
+    keep_buffers = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+    options: dict[str, Any] = {keep_buffers: False}
+    return DistributedDataParallel(_LossModule(method), find_unused_parameters=True, **options)
+
+
+def wrap_fsdp(method: nn.Module) -> Loss:
+    """Shard parameters, gradients and optimizer state across processes (FSDP2). Returns the loss, as `wrap_ddp`.
+
+    The method is changed: its parameters become DTensors, gathered block by block while a loss is computed and nowhere
+    else. `gather_method` restores them.
+    """
+    from torch.distributed.fsdp import fully_shard  # here, because not every build of torch has it
+
+    convert_sync_batch_norm(method)
+    for module in list(method.modules()):
+        for block in getattr(module, "blocks", ()):
+            fully_shard(block)
+    scalars = {p for p in method.parameters() if p.ndim == 0}  # cannot be sharded
+    for p in scalars:
+        p.register_hook(lambda gradient: all_reduce_sum(gradient) / world_size())
+    return fully_shard(_LossModule(method), ignored_params=scalars)  # type: ignore[return-value]
+
+
+def gather_full(x: Any) -> Any:
+    """Gather a sharded tensor, or a dict of them, in all processes. Returns anything else unchanged."""
+    if isinstance(x, dict):
+        return {key: gather_full(value) for key, value in x.items()}
+    return x.full_tensor() if hasattr(x, "full_tensor") else x
+
+
+def shard_like(x: Tensor, like: Tensor) -> Tensor:
+    """Return this process's shard of x if `like` is sharded, else x."""
+    if hasattr(like, "full_tensor") and x.shape == like.shape:
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(like, DTensor)
+        return distribute_tensor(x.to(like.device), like.device_mesh, like.placements)
+    return x
+
+
+def gather_method(method: nn.Module, into: nn.Module) -> nn.Module:
+    """Copy a sharded method's state into one that is not sharded, and return that. All processes take part."""
+    into.load_state_dict(gather_full(method.state_dict()))
+    return into
+
+
+def mean_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Average scalars by name over all processes."""
+    if not is_distributed():
+        return terms
+    stacked = torch.stack([term.detach().float() for term in terms.values()])
+    return dict(zip(terms, (all_reduce_sum(stacked) / world_size()).unbind()))

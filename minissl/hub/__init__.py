@@ -1,0 +1,1 @@
+"""Trained encoders and methods: load, save and export them."""

@@ -1,0 +1,110 @@
+"""The interface between a method and everything around it: the training loop, evaluation, reports and export.
+
+A method holds its networks, makes its own views of a batch and computes its loss. It knows neither the training loop
+nor the data set. To add a method, write one file with one subclass of `Method`. Put it into `minissl/methods/`, or
+train it from any path with `minissl train ./mine.py`.
+
+Shapes: B images, N features, D the encoder's width, K prototypes, E the shared embedding space.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from minissl.data.batch import Batch as Batch
+from minissl.errors import InputError
+from minissl.models.outputs import Encoder
+
+
+class Method(nn.Module, ABC):
+    """Base class of all methods. The constructor takes the encoder first; every option is a keyword with a default.
+
+    Attributes:
+        presets: for "cpu" and "gpu" the values that differ from the defaults of the constructor, of
+            `models.factory.create_encoder` (as "encoder.NAME") and of `training.config.TrainConfig`.
+        required_fields: fields of a `Batch` that the loss needs besides images.
+        feature_pooling: which tokens make an image's feature: the class token, or it and the mean patch token.
+        supports_grad_accumulation: whether the loss is a mean over images, so that a batch can be split into parts.
+        requires_pretrained_encoder: whether the encoder has to be given trained weights.
+        config: name and options that build it again; None for a method built in another way.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}, "gpu": {}}
+    required_fields: ClassVar[tuple[str, ...]] = ()
+    feature_pooling: ClassVar[Literal["cls", "both"]] = "cls"
+    supports_grad_accumulation: ClassVar[bool] = False
+    requires_pretrained_encoder: ClassVar[bool] = False
+    config: dict[str, Any] | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The network that is evaluated and exported; by default the submodule of this name."""
+        encoder = self._modules["encoder"]
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    def prepare(self, dataset: Any) -> None:
+        """Look at the training set once, before the first step. What is learned here belongs into the state dict.
+
+        Raises:
+            InputError: if the method cannot be trained on this data set.
+        """
+        del dataset
+
+    @abstractmethod
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Compute the loss of a batch.
+
+        Args:
+            batch: on the method's device.
+            progress: fraction of the run that is done, in [0, 1].
+
+        Returns:
+            Scalars on the device: "loss", which is minimized, and named terms to log.
+        """
+
+    def after_step(self, progress: float) -> None:
+        """Update what the optimizer does not, after each step: an EMA teacher, a Gram teacher."""
+        del progress
+
+    def num_candidates(self, batch_size: int) -> dict[str, int]:
+        """Return the number of classes N that each softmax term distinguishes; its chance level is ln N."""
+        del batch_size
+        return {}
+
+    def param_lr_scales(self) -> dict[str, float]:
+        """Return factors on the learning rate by parameter name; parameters without one have 1."""
+        return {}
+
+    def target_probs(self, features: Tensor) -> Tensor | None:
+        """Return the teacher's target probabilities (N, K) for features (N, D) of `encoder`; None if there are none."""
+        del features
+        return None
+
+    def set_distillation_teacher(self, teacher: "Method") -> None:
+        """Take the targets from a trained method, which stays frozen.
+
+        Raises:
+            InputError: if the method cannot be distilled.
+        """
+        del teacher
+        raise InputError(f"{type(self).__name__} does not support distillation; leave --teacher out, or train dinov3.")
+
+
+class ImageTextMethod(Method):
+    """Base class of methods that embed images and sentences into one space.
+
+    Attributes:
+        logit_scale: scalar, logarithm of the factor on cosines.
+    """
+
+    logit_scale: nn.Parameter
+
+    @abstractmethod
+    def embed_images(self, images: Tensor) -> Tensor:
+        """Embed normalized images (B, 3, H, W) as (B, E), of any length."""
+
+    @abstractmethod
+    def embed_text(self, texts: list[str]) -> Tensor:
+        """Embed B sentences as (B, E), of any length."""

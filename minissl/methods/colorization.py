@@ -1,0 +1,149 @@
+"""Colorization: predict the color of each image region from the lightness alone.
+
+Zhang, Isola and Efros, Colorful Image Colorization, 2016 (arXiv:1603.08511). The paper classifies colors into bins of
+the (a, b) plane and gives rare colors a larger weight. Regression of a and b is included for comparison: it predicts
+the conditional mean of the colors, which is grayish.
+
+Shapes: B images (B, 3, H, W), a grid (h, w) of patches, D the encoder's width, Q color bins, c x c cells of each patch,
+n nearest bins.
+"""
+
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minissl.data.transforms.functional import (
+    normalize,
+    random_horizontal_flip,
+    random_resized_crop,
+    rgb_to_grayscale,
+    to_float,
+)
+from minissl.data.transforms.lab_color import (
+    annealed_mean,
+    gamut_bins,
+    lab_to_rgb,
+    rebalancing_weights,
+    rgb_to_lab,
+    soft_encode,
+)
+from minissl.methods.base import Batch, Method
+from minissl.models.outputs import Encoder
+
+CELLS = 2  # c: colors are predicted for 2 x 2 cells of a patch, of 4 x 4 pixels each for patches of 8
+MAX_AB = 110  # regression targets are divided by this, so that they are in about [-1, 1]
+NUM_IMAGES = 2000  # whose colors `prepare` counts
+
+
+class Colorization(Method):
+    """Prediction of color bins, or of a and b, from grayscale images.
+
+    Args:
+        encoder: maps normalized images to Tokens; colors are predicted from its patch tokens.
+        regression: predict a and b by regression, instead of a distribution over color bins.
+        crop_size: side of the training crops in pixels.
+        crop_scale: range of a crop's area, as a fraction of the image's.
+    """
+
+    feature_pooling: ClassVar[Literal["cls", "both"]] = "both"  # the loss trains the patch tokens, not the class token
+    supports_grad_accumulation: ClassVar[bool] = True  # the loss is a mean over images
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # Trains in minutes on two CPU cores.
+        "cpu": {
+            "encoder.name": "nano",
+            "encoder.patch_size": 8,
+            "encoder.stem": "conv",  # a linear patch embedding learns next to nothing in this time
+            "encoder.init_std": 0.088,  # 1 / sqrt(128): a narrow ViT learns faster from larger weights
+            "image_size": 64,
+            "crop_size": 32,
+            "crop_scale": (0.6, 1.0),  # a crop of 32 pixels must show the object
+            "batch_size": 128,
+            "lr": 2e-3,
+            "final_weight_decay": 0.04,  # constant
+            "minutes": 8.0,
+        },
+        # ViT-S/16 on one GPU.
+        "gpu": {
+            "encoder.name": "small",
+            "image_size": 256,
+            "batch_size": 256,
+            "weight_decay": 0.05,  # MAE's, constant; the four pretext tasks share one preset
+            "final_weight_decay": 0.05,
+            "clip_grad": 0.0,  # none in MAE
+            "compile": True,
+        },
+    }
+
+    bins: Tensor  # (Q, 2)
+    class_weights: Tensor  # (Q,)
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        *,
+        regression: bool = False,
+        crop_size: int = 224,
+        crop_scale: tuple[float, float] = (0.2, 1.0),
+    ):
+        super().__init__()
+        self.encoder: Encoder = encoder
+        self.regression, self.crop_size, self.crop_scale = regression, crop_size, crop_scale
+        self.register_buffer("bins", gamut_bins())
+        self.register_buffer("class_weights", torch.ones(len(self.bins)))
+        self.head = nn.Linear(encoder.embed_dim, CELLS**2 * (2 if regression else len(self.bins)))
+
+    @torch.no_grad()
+    def prepare(self, dataset: Any) -> None:
+        """Count the colors of some training images, and give rare ones a larger weight in the loss."""
+        images = to_float(dataset.subsample(NUM_IMAGES).images)
+        images = F.adaptive_avg_pool2d(images, 8).to(self.bins.device)  # the data set may be on another device
+        ab = rgb_to_lab(images)[:, 1:].permute(0, 2, 3, 1).reshape(-1, 2)
+        index, weights = soft_encode(ab, self.bins)
+        counts = torch.zeros_like(self.class_weights).index_add(0, index.flatten(), weights.flatten())
+        self.class_weights.copy_(rebalancing_weights(counts / counts.sum()))
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Predict colors from the grayscale version of images in [0, 1].
+
+        Returns:
+            (B, c h, c w, Q) logits of the bins, or (B, c h, c w, 2) a and b divided by 110.
+        """
+        gray = normalize(rgb_to_grayscale(images).expand_as(images))
+        x = self.head(self.encoder(gray).patches).float()  # (B, h, w, c c Q)
+        x = x.unflatten(-1, (CELLS, CELLS, -1))  # (B, h, w, c, c, Q)
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        crops = random_resized_crop(batch.images, self.crop_size, self.crop_scale)
+        return self.loss_on_crops(random_horizontal_flip(crops))
+
+    def loss_on_crops(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the loss on images (B, 3, S, S) in [0, 1], without augmentation."""
+        predictions = self.predict(images)  # (B, c h, c w, Q)
+        cells = F.adaptive_avg_pool2d(images, (predictions.shape[1], predictions.shape[2]))
+        ab = rgb_to_lab(cells)[:, 1:].permute(0, 2, 3, 1)  # (B, c h, c w, 2)
+        if self.regression:
+            return {"loss": F.mse_loss(predictions, ab / MAX_AB)}
+        index, targets = soft_encode(ab.reshape(-1, 2), self.bins)  # (N, n)
+        log_probs = predictions.flatten(0, 2).log_softmax(dim=-1).gather(1, index)  # (N, n)
+        nearest_bin = index[:, 0]
+        return {"loss": -(self.class_weights[nearest_bin] * (targets * log_probs).sum(1)).mean()}
+
+    @torch.no_grad()
+    def colorize(self, images: Tensor, temperature: float = 0.38) -> Tensor:
+        """Replace the colors of images by the predicted ones; the lightness stays.
+
+        Args:
+            images: (B, 3, H, W) in [0, 1].
+            temperature: of the annealed mean over bins, see `lab_color.annealed_mean`; regression ignores it.
+
+        Returns:
+            (B, 3, H, W) in [0, 1].
+        """
+        predictions = self.predict(images)
+        ab = predictions * MAX_AB if self.regression else annealed_mean(predictions, self.bins, temperature)
+        ab = F.interpolate(ab.permute(0, 3, 1, 2), size=images.shape[-2:], mode="bilinear")
+        lightness = rgb_to_lab(rgb_to_grayscale(images).expand_as(images))[:, :1]
+        return lab_to_rgb(torch.cat([lightness, ab], dim=1))

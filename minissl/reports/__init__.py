@@ -1,0 +1,1 @@
+"""Reports on folders of images and on finished runs."""

@@ -1,0 +1,1 @@
+"""The training loop, its hyperparameters, checkpoints, and run directories."""

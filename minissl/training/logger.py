@@ -1,0 +1,217 @@
+"""Log a run while it trains: progress bar, log.jsonl, evaluations and checkpoints.
+
+Values are read from the device about once a second, not at every step, so that a GPU does not wait.
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from minissl import distributed
+from minissl.errors import InputError
+from minissl.training import checkpoint
+
+
+class Logger(Protocol):
+    """Receives the metrics of a run. Only the first process calls it."""
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Record metrics after so many steps; with "loss" they are of training, else of an evaluation."""
+
+    def close(self) -> None:
+        """Finish; called once, also after an error."""
+
+
+class JsonLinesLogger:
+    """Write log.jsonl, one JSON object per line. A resumed run drops the lines after its checkpoint.
+
+    Args:
+        path: the file.
+        step: the step at which the run starts; later lines in the file are dropped.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        lines = [line for line in read_log(path) if line["step"] <= step] if step else []
+        if distributed.rank() == 0:
+            checkpoint.write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append a line. Raises InputError if the file cannot be written."""
+        if distributed.rank() == 0:
+            with checkpoint.report_write_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step} | metrics) + "\n")
+
+    def close(self) -> None:
+        """Do nothing: every line is on the disk already."""
+
+
+def read_log(path: Path) -> list[dict[str, float]]:
+    """Read the lines of a log.jsonl. Lines damaged by a kill or power failure are skipped; a missing file has none."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    lines = []
+    for line in text.splitlines():
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
+
+
+class Interval:
+    """Return True once per interval, in all processes at the same call.
+
+    Args:
+        seconds: length of the interval.
+    """
+
+    def __init__(self, seconds: float):
+        self.seconds, self.last = seconds, time.monotonic()
+
+    def __call__(self) -> bool:
+        if not distributed.any_process(time.monotonic() - self.last >= self.seconds):
+            return False
+        self.last = time.monotonic()
+        return True
+
+
+class TrainingMonitor:
+    """Log, evaluate and save at intervals; called after every step.
+
+    Args:
+        output_dir: the run directory.
+        start_step: the step from which the run continues.
+        steps: length of the run.
+        batch_size: images per step.
+        evaluate: returns metrics of the encoder; called every `eval_minutes` and at the end.
+        save: saves everything at a step; called every `save_minutes` and at the end.
+        eval_minutes, save_minutes: length of these intervals.
+        diagnose: returns findings (with `name`) from the lines of the log; called after `evaluate`.
+        loggers: receive the same metrics as log.jsonl.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        start_step: int,
+        steps: int,
+        batch_size: int,
+        evaluate: Callable[[], dict[str, float]],
+        save: Callable[[int], None],
+        eval_minutes: float,
+        save_minutes: float,
+        diagnose: Callable[[list[dict[str, float]]], Sequence[Any]],
+        loggers: Sequence[Logger] = (),
+    ):
+        self.log_path = output_dir / "log.jsonl"
+        self.loggers: list[Logger] = [JsonLinesLogger(self.log_path, start_step), *loggers]
+        self.steps, self.batch_size, self.evaluate, self.save = steps, batch_size, evaluate, save
+        self.diagnose, self.reported = diagnose, set[str]()
+        self.should_log = Interval(1.0)
+        self.should_evaluate = Interval(60 * eval_minutes)
+        self.should_save = Interval(60 * save_minutes)
+        self.last_time, self.last_step = time.monotonic(), start_step
+        self.bar = tqdm(
+            total=steps * batch_size, initial=start_step * batch_size, unit=" images", unit_scale=True,
+            smoothing=0.05, mininterval=0.5, disable=distributed.rank() > 0,
+        )  # fmt: skip
+
+    def __call__(self, step: int, terms: dict[str, Tensor], lr: float) -> None:
+        """Handle the terms of the loss after so many steps.
+
+        Raises:
+            InputError: if the loss is not finite, or a file cannot be written.
+        """
+        self.bar.update(self.batch_size)
+        last = step == self.steps
+        if self.should_log() or last:
+            values = self._read(terms, step)
+            self.bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+            self._log(step, {"lr": lr, "images_per_second": self._images_per_second(step), **values})
+        if self.should_evaluate() or last:
+            metrics = self.evaluate()
+            self._log(step, metrics)
+            self._print(f"step {step} of {self.steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+            self._report(self.diagnose(read_log(self.log_path)))
+            self.last_time, self.last_step = time.monotonic(), step
+        if self.should_save() or last:
+            self._read(terms, step)
+            self.save(step)
+
+    def close(self) -> None:
+        """Close the bar and all loggers."""
+        self.bar.close()
+        for logger in self.loggers:
+            logger.close()
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        if distributed.rank() == 0:
+            for logger in self.loggers:
+                logger.log(step, metrics)
+
+    def _read(self, terms: dict[str, Tensor], step: int) -> dict[str, float]:
+        """Read the terms from the device. A loss that is not finite becomes the last line of the log."""
+        values = {name: float(term) for name, term in terms.items()}
+        if not math.isfinite(values["loss"]):
+            self._log(step, values)
+        return check_finite(values, step)
+
+    def _report(self, findings: Sequence[Any]) -> None:
+        """Print each finding once."""
+        for finding in findings:
+            if finding.name not in self.reported:
+                self._print(str(finding))
+        self.reported |= {finding.name for finding in findings}
+
+    def _print(self, text: str) -> None:
+        if distributed.rank() == 0:
+            self.bar.write(text)
+
+    def _images_per_second(self, step: int) -> float:
+        """Return the speed since the last call."""
+        now = time.monotonic()
+        images, seconds = (step - self.last_step) * self.batch_size, now - self.last_time
+        self.last_time, self.last_step = now, step
+        return round(images / max(seconds, 1e-9), 1)
+
+
+def check_finite(values: dict[str, float], step: int) -> dict[str, float]:
+    """Return the terms of a step. Raises InputError if the loss is not finite."""
+    if not math.isfinite(values["loss"]):
+        raise InputError(
+            f"The loss is {values['loss']} at step {step}; the last checkpoint is from before. "
+            "Start again with a lower --lr, or with --precision fp32."
+        )
+    return values
+
+
+@contextmanager
+def defer_interrupt() -> Iterator[Callable[[], bool]]:
+    """Note Ctrl-C instead of raising it, so that the current step is finished and saved. A second Ctrl-C raises.
+
+    Yields:
+        A function that returns whether Ctrl-C was pressed. In another thread than the main one it is always False.
+    """
+    interrupted = False
+
+    def note(number: int, frame: Any) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous_handler = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: interrupted
+    finally:
+        signal.signal(signal.SIGINT, previous_handler)

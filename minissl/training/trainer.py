@@ -1,0 +1,301 @@
+"""The training loop, for every method and device.
+
+    terms = method.loss(batch, progress)
+    terms["loss"].backward()
+    optimizer.step()
+    method.after_step(progress)
+
+The loop owns the optimizer, the learning rate and the weight decay. All random numbers depend on (seed, step) only, see
+`sampler`, so a run that was killed continues from its last checkpoint; on a CPU the result is identical bit for bit.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minissl import distributed
+from minissl.data.batch import Batch
+from minissl.data.images import ImageDataset
+from minissl.distributed import Loss
+from minissl.methods.base import Method
+from minissl.models.outputs import Encoder
+from minissl.training import checkpoint
+from minissl.training.config import TrainConfig
+from minissl.training.device import (
+    Plan,
+    choose_precision,
+    compile_encoders,
+    enable_activation_checkpointing,
+    memory_used,
+    synchronize,
+)
+from minissl.training.logger import Logger, TrainingMonitor, defer_interrupt
+from minissl.training.optimizers import LARS, clip_grad_per_tensor, param_groups, zero_encoder_grads
+from minissl.training.sampler import check_batch_split, iterate_batches, seed_step
+from minissl.training.schedules import cosine, warmup_cosine
+
+PLAN_STEPS = 3  # measured to plan a run of some epochs
+PLAN_STEPS_OF_MINUTES = 8  # measured where the number of steps depends on the time of each
+
+
+def create_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimizer:
+    """Create AdamW or LARS for the trainable parameters, in the groups of `param_groups`."""
+    if config.optimizer == "lars":
+        return LARS(param_groups(method), lr=config.lr)
+    return torch.optim.AdamW(param_groups(method), lr=config.lr, fused=True)
+
+
+def set_schedules(optimizer: torch.optim.Optimizer, config: TrainConfig, progress: float) -> float:
+    """Set the learning rate and weight decay of a step.
+
+    Args:
+        optimizer: with the groups of `param_groups`.
+        config: see TrainConfig.
+        progress: fraction of the run that is done, in [0, 1].
+
+    Returns:
+        The learning rate of parameters whose scale is 1.
+    """
+    lr, weight_decay = config.lr, config.weight_decay
+    schedule_progress = progress / config.schedule_fraction
+    if schedule_progress < 1 or config.schedule_fraction == 1:
+        lr = warmup_cosine(0.0, config.lr, config.final_lr, schedule_progress, config.warmup_fraction)
+        weight_decay = cosine(config.weight_decay, config.final_weight_decay, schedule_progress)
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+        if group["decay"]:
+            group["weight_decay"] = weight_decay
+    return lr
+
+
+def training_step(
+    method: Method,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    progress: float,
+    config: TrainConfig,
+    loss: Loss | None = None,
+) -> dict[str, Tensor]:
+    """Take one optimizer step.
+
+    Args:
+        method: the method; it is changed.
+        optimizer: from `create_optimizer`.
+        batch: on the method's device.
+        progress: fraction of the run that is done, in [0, 1].
+        config: with its precision resolved.
+        loss: the method's loss as `wrap_ddp` or `wrap_fsdp` returns it; None calls `method.loss`.
+
+    Returns:
+        The terms of the loss, averaged over all parts and processes. They stay on the device, so that a GPU does not
+        wait.
+    """
+    set_schedules(optimizer, config, progress)
+    bf16, part_terms = config.precision == "bf16", []
+    optimizer.zero_grad(set_to_none=True)
+    # An exception during the entry of an earlier autocast would leave the weights of that step in the cache.
+    torch.clear_autocast_cache()
+    for part in batch.split(config.grad_accum_steps) if config.grad_accum_steps > 1 else [batch]:
+        with torch.autocast(batch.images.device.type, torch.bfloat16) if bf16 else nullcontext():
+            terms = (loss or method.loss)(part, progress)
+        (terms["loss"] / config.grad_accum_steps).backward()
+        part_terms.append({name: term.detach() for name, term in terms.items()})
+    if progress < config.freeze_encoder_fraction:
+        zero_encoder_grads(method)
+    if config.clip_grad:
+        clip_grad_per_tensor([p for group in optimizer.param_groups for p in group["params"]], config.clip_grad)
+    optimizer.step()
+    method.after_step(progress)
+    sums = {name: sum((terms[name] for terms in part_terms[1:]), term) for name, term in part_terms[0].items()}
+    return distributed.mean_terms({name: total / len(part_terms) for name, total in sums.items()})
+
+
+def train_steps(
+    method: Method,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    steps: int,
+    *,
+    start_step: int = 0,
+    optimizer: torch.optim.Optimizer | None = None,
+    loss: Loss | None = None,
+    progress: float | None = None,
+) -> Generator[tuple[int, dict[str, Tensor]], None, None]:
+    """Train, one step for each item. This is the only training loop.
+
+    Args:
+        method: on its device; it is changed.
+        dataset: training images.
+        config: with its precision resolved.
+        steps: length of the whole run.
+        start_step: number of steps that are done already.
+        optimizer: None creates one.
+        loss: as for `training_step`.
+        progress: constant progress for all steps; None takes step / steps.
+
+    Yields:
+        The number of steps done, and the terms of the loss, still on the device.
+    """
+    optimizer = optimizer or create_optimizer(method, config)
+    device = next(method.parameters()).device
+    batches = iterate_batches(dataset, config.batch_size, config.seed, start_step, device)
+    for step, batch in zip(range(start_step, steps), batches):
+        seed_step(config.seed, step)
+        done = step / steps if progress is None else progress
+        yield step + 1, training_step(method, optimizer, batch, done, config, loss)
+
+
+def plan(method: Method, dataset: ImageDataset, config: TrainConfig) -> Plan:
+    """Measure a few steps of a copy of the method, and return the length and the cost of the run.
+
+    Args:
+        method: on its device; it is not changed.
+        dataset: training images.
+        config: with its precision resolved.
+    """
+    trial, device, seconds = copy.deepcopy(method), next(method.parameters()).device, []
+    if config.activation_checkpointing:
+        enable_activation_checkpointing(trial)
+    trial_steps = train_steps(
+        trial, dataset, config, PLAN_STEPS_OF_MINUTES if config.minutes else PLAN_STEPS, progress=0.5
+    )
+    start = time.perf_counter()
+    for _ in trial_steps:
+        synchronize(device)
+        seconds.append(time.perf_counter() - start)
+        start = time.perf_counter()
+    per_step = float(np.median(seconds[1:]))  # the first step warms up
+    steps = config.minutes * 60 / per_step if config.minutes else config.epochs * (len(dataset) // config.batch_size)
+    return Plan(max(1, round(steps)), per_step, memory_used(device))
+
+
+def learn(
+    method: Method,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    steps: int,
+    evaluate: Callable[[], dict[str, float]] = dict,
+    eval_every: int = 0,
+) -> list[dict[str, float]]:
+    """Train in memory, without a run directory, as notebooks do.
+
+    Args:
+        method: on its device; it is changed.
+        dataset: training images.
+        config: its epochs, minutes, eval_minutes and save_minutes are not used.
+        steps: length of the run.
+        evaluate: returns metrics; called every `eval_every` steps, unless that is 0.
+
+    Returns:
+        For every step the terms of the loss, with the metrics of `evaluate` where it was called.
+    """
+    config = replace(config, precision=choose_precision(config.precision, next(method.parameters()).device))
+    method.prepare(dataset)
+    method.train()  # an evaluation in between may have left it in evaluation mode, with frozen batch norms
+    history: list[dict[str, Any]] = []
+    for step, terms in train_steps(method, dataset, config, steps):
+        history.append(dict(terms))
+        if eval_every and step % eval_every == 0:
+            history[-1] |= evaluate()
+    return [{name: float(term) for name, term in terms.items()} for terms in history]
+
+
+class _Training:
+    """The state of a run in its directory: method, optimizer, step, checkpoint.
+
+    Args:
+        method: the method; it is loaded from the checkpoint, if there is one, and wrapped for all processes.
+        config: see TrainConfig.
+        output_dir: the run directory.
+        export: writes the encoder, with every checkpoint.
+    """
+
+    def __init__(self, method: Method, config: TrainConfig, output_dir: Path, export: Callable[[Encoder], None]):
+        self.path = output_dir / "checkpoint.safetensors"
+        self.method, self.export = method, export
+        check_batch_split(method, config.batch_size, config.grad_accum_steps)
+        tensors: dict[str, Tensor] = {}
+        self.start_step = 0
+        if checkpoint.checkpoint_exists(self.path):
+            tensors, info = checkpoint.load_method_state(self.path, method)
+            self.start_step = info["step"]
+        shard = config.shard and distributed.is_distributed()
+        self.unsharded = copy.deepcopy(method) if shard else method
+        self.loss = distributed.wrap_fsdp(method) if shard else distributed.wrap_ddp(method)
+        if config.activation_checkpointing:
+            enable_activation_checkpointing(method)
+        self.optimizer = create_optimizer(method, config)
+        checkpoint.load_optimizer_state(tensors, self.optimizer)
+
+    def gather(self) -> Method:
+        """Return the method with all its weights; with FSDP2 all processes take part."""
+        if self.unsharded is not self.method:
+            distributed.gather_method(self.method, self.unsharded)
+        return self.unsharded
+
+    def save(self, step: int) -> None:
+        """Write the checkpoint and the encoder."""
+        checkpoint.save_training_state(self.path, self.gather(), self.optimizer, {"step": step})
+        self.save_encoder()
+
+    def save_encoder(self) -> None:
+        """Write the encoder, as of the last checkpoint."""
+        if distributed.rank() == 0:
+            self.export(self.unsharded.encoder)
+
+
+def fit(
+    method: Method,
+    dataset: ImageDataset,
+    config: TrainConfig,
+    steps: int,
+    output_dir: Path,
+    evaluate: Callable[[Encoder], dict[str, float]],
+    export: Callable[[Encoder], None],
+    diagnose: Callable[[list[dict[str, float]]], Sequence[Any]] = lambda lines: [],
+    loggers: Sequence[Logger] = (),
+) -> None:
+    """Train in a run directory, from its checkpoint if it has one.
+
+    Args:
+        method: on its device; it is changed.
+        dataset: training images.
+        config: with its precision resolved.
+        steps: length of the run.
+        output_dir: the run directory; log.jsonl and checkpoint.safetensors are written into it.
+        evaluate: returns metrics of the encoder; called every `eval_minutes` and at the end.
+        export: writes the encoder; called with every checkpoint.
+        diagnose: returns findings (with `name`) from the lines of the log; called after each evaluation.
+        loggers: receive the same metrics as log.jsonl.
+
+    Raises:
+        InputError: if the loss is not finite, a checkpoint cannot be written, or a batch cannot be split.
+        KeyboardInterrupt: after Ctrl-C, when the step is finished and saved.
+    """
+    training = _Training(method, config, output_dir, export)
+    start = training.start_step
+    if start >= steps:
+        training.save_encoder()  # the process may have been killed between the last checkpoint and its encoder
+    if config.compile:
+        compile_encoders(method)
+    monitor = TrainingMonitor(
+        output_dir, start, steps, config.batch_size, lambda: evaluate(training.gather().encoder), training.save,
+        config.eval_minutes, config.save_minutes, diagnose, loggers,
+    )  # fmt: skip
+    loop = train_steps(
+        method, dataset, config, steps, start_step=start, optimizer=training.optimizer, loss=training.loss
+    )
+    with closing(monitor), closing(loop), defer_interrupt() as interrupted:
+        for step, terms in loop:
+            monitor(step, terms, training.optimizer.param_groups[0]["lr"])
+            if distributed.any_process(interrupted()) and step < steps:
+                training.save(step)
+                raise KeyboardInterrupt
