@@ -1,9 +1,9 @@
 """Build the course's kits for a class: python -m chapters.kit student, or teacher.
 
-A kit is a folder that needs nothing outside itself but Python and the packages that pyproject.toml lists. Code, data and
-notebooks have the same relative paths as in the repository. `start.py` opens the course without a network and without
-minissl being installed; a zip file of the folder is written beside it. In a student's notebooks exercises are not
-executed; in a teacher's the solution follows each exercise, and lesson notes are added.
+A kit is a folder that needs nothing outside itself but Python and the packages that pyproject.toml lists. Code, data
+and notebooks have the same relative paths as in the repository. `start.py` opens the course without a network and
+without minissl being installed; a zip file of the folder is written beside it. In a student's notebooks exercises are
+not executed; in a teacher's the solution follows each exercise, and lesson notes are added.
 
 The notebooks' form is assumed here: exercises come last, under "## Exercises"; each begins with its number in bold, and
 its solution has the same number in the notebook of the same name in solutions/.

@@ -1,4 +1,4 @@
-"""Tests run side by side: each process takes one core, so that they do not wait for each other."""
+"""Limit each process of pytest-xdist to one thread, so that tests that run side by side do not wait for each other."""
 
 import os
 

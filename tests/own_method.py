@@ -1,7 +1,8 @@
 """SimSiam as a user writes it in an own file: the contract test covers it like minissl's methods.
 
-Chen and He, Exploring Simple Siamese Representation Learning, 2020 (arXiv:2011.10566). Shapes: B images, D the encoder's
-width.
+Chen and He, Exploring Simple Siamese Representation Learning, 2020 (arXiv:2011.10566).
+
+Shapes: B images, D the encoder's width.
 """
 
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""Start the processes of a group, and read what each said when one of them dies."""
+"""Start a group of processes, and report their standard error when one of them crashes."""
 
 import faulthandler
 import os
@@ -9,18 +9,20 @@ import pytest
 from torch.multiprocessing import ProcessExitedException, spawn
 
 
-def group(work: Callable, world: int, folder: Path) -> None:
-    """work(number, world, folder) in each of `world` processes; fails with their last words if one is killed."""
+def spawn_group(work: Callable, world_size: int, folder: Path) -> None:
+    """Run work(rank, world_size, folder) in each of some processes. Fails with their standard error if one crashes."""
     try:
-        spawn(_one, (work, world, str(folder)), world)
+        spawn(_run, (work, world_size, str(folder)), world_size)
     except ProcessExitedException as error:
-        said = [f"{path.name}: {path.read_text(errors='replace')[-3000:]}" for path in sorted(folder.glob("said_*"))]
-        pytest.fail("\n".join([str(error), *said]))
+        errors = (
+            f"{path.name}: {path.read_text(errors='replace')[-3000:]}" for path in sorted(folder.glob("stderr_*"))
+        )
+        pytest.fail("\n".join([str(error), *errors]))
 
 
-def _one(number: int, work: Callable, world: int, folder: str) -> None:
-    """A crash in C++ leaves no exception, only what stands in its standard error."""
-    os.dup2(os.open(f"{folder}/said_{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+def _run(rank: int, work: Callable, world_size: int, folder: str) -> None:
+    """Redirect standard error to a file: a crash in C++ leaves no exception."""
+    os.dup2(os.open(f"{folder}/stderr_{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     faulthandler.enable()
-    work(number, world, folder)
-    os._exit(0)  # what is asked for is done; the end of an interpreter beside gloo's threads is not what is tested
+    work(rank, world_size, folder)
+    os._exit(0)  # the shutdown of the interpreter beside gloo's threads is not tested

@@ -44,8 +44,6 @@ class ToyMethod(Method):
         event: maps the loss to another.
     """
 
-    presets = {"cpu": {}, "gpu": {}}
-
     def __init__(self, step: int | None = None, event: Callable[[Tensor], Tensor] = lambda loss: loss):
         super().__init__()
         self.encoder = ToyEncoder()

@@ -94,7 +94,9 @@ def test_displayed_code_is_the_code_that_runs(lesson):
     for cell in read_cells(lesson, "code"):
         if "inspect.getsource(" in cell["source"]:
             shown = "".join("".join(output.get("text", "")) for output in cell["outputs"])
-            for part in filter(str.strip, re.split(r"^(?=(?: {4})?(?:def|class|@)\b)|\n{3,}", shown, flags=re.MULTILINE)):
+            for part in filter(
+                str.strip, re.split(r"^(?=(?: {4})?(?:def|class|@)\b)|\n{3,}", shown, flags=re.MULTILINE)
+            ):
                 assert any(part.rstrip() in code for code in package), part
 
 

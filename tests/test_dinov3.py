@@ -56,6 +56,7 @@ def test_gram_loss_and_its_gradient_equal_loops():
 
 
 def test_gram_loss_is_invariant_to_rotation_and_scale():
+    torch.manual_seed(0)
     rotation, _ = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))
     assert gram_loss(3 * STUDENT @ rotation, STUDENT).item() == pytest.approx(0, abs=1e-12)
     projected = STUDENT @ torch.randn(8, 30, dtype=torch.float64)
@@ -171,7 +172,7 @@ def test_gram_loss_and_local_weight_follow_their_schedule():
 
 
 def test_gram_anchoring_keeps_the_similarities_of_patches():
-    """After the same steps on the class token's loss, the Gram matrices are closer to the anchor's with the Gram loss."""
+    """After equal steps on the class token's loss, Gram matrices are closer to the anchor's with the Gram loss."""
     images, distances = batch(16, 16), []
     options = {"gram_warmup_fraction": 0.0, "ibot_loss_weight": 0.0, "gram_update_at": (), "gram_crop_scale": 1.0}
     for weight in (0.0, 20.0):

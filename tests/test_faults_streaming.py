@@ -1,4 +1,4 @@
-"""What goes wrong with images while a training goes on: they are changed, or gone, or who decodes them is."""
+"""Image files that change or disappear during training, and worker processes that are killed."""
 
 import multiprocessing.resource_sharer
 import os
@@ -7,60 +7,57 @@ import signal
 import sys
 import threading
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from minissl.data.folder import load_folder
-from minissl.data.streaming import ImageFiles, report_dead_workers
+from minissl.data.streaming import NO_FILE_READABLE, ImageFiles, report_dead_workers
 from minissl.errors import InputError
-from tests.folders import class_folders, picture
-from tests.test_faults_runs import at_step, go, sentence, stopped
-from tests.test_stream import small_memory
-from tests.test_train import assert_same_bits, saved
+from tests.folders import class_folders, small_memory, write_image
+from tests.runs import assert_same_bits, at_step, error_sentence, interrupted_run, saved_step, train_tiny
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The folder of a run that nothing happened to; its images are beside it."""
-    folder = tmp_path_factory.mktemp("whole")
+def reference_run(tmp_path_factory):
+    """A run without faults; its images are next to it."""
+    folder = tmp_path_factory.mktemp("reference")
     data = class_folders(folder / "data", train=6, test=2)
-    assert go(data, folder / "run") == 0
-    stopped(data, folder / "begun")
+    assert train_tiny(data, folder / "run") == 0
+    interrupted_run(data, folder / "interrupted")
     return folder / "run"
 
 
 @pytest.fixture
-def data(whole, tmp_path):
+def data(reference_run, tmp_path):
     """The images of that run, which a test may change."""
-    data = whole.parent / "data"
-    kept = shutil.copytree(data, tmp_path.with_name("kept" + tmp_path.name))
+    data = reference_run.parent / "data"
+    copy = shutil.copytree(data, tmp_path.with_name("copy" + tmp_path.name))
     yield data
     shutil.rmtree(data)
-    shutil.copytree(kept, data)
+    shutil.copytree(copy, data)
 
 
 @pytest.fixture
-def begun(whole, tmp_path):
-    """A folder of the same run as Ctrl-C stopped it at step 6."""
-    return Path(shutil.copytree(whole.parent / "begun", tmp_path / "begun"))
+def interrupted(reference_run, tmp_path):
+    """A copy of the same run, interrupted by Ctrl-C at step 6."""
+    return Path(shutil.copytree(reference_run.parent / "interrupted", tmp_path / "interrupted"))
 
 
-def listed(data, workers=0):
-    return ImageFiles(tuple(sorted((data / "train").rglob("*.png"))), 16, workers=workers)
+def image_files(data, num_workers=0, labels=None):
+    return ImageFiles(sorted((data / "train").rglob("*.png")), 16, labels, num_workers=num_workers)
 
 
 def add(folder):
-    picture(folder / "999.png", seed=99)
+    write_image(folder / "999.png", seed=99)
 
 
 def remove(folder):
     (folder / "003.png").unlink()
 
 
-def spoil(folder):
+def truncate(folder):
     (folder / "003.png").write_bytes((folder / "003.png").read_bytes()[:200])
 
 
@@ -69,118 +66,109 @@ def empty(folder):
 
 
 def exchange(folder):
-    picture(folder / "003.png", size=(21, 24), seed=99)
+    write_image(folder / "003.png", size=(21, 24), seed=99)
 
 
-@pytest.mark.parametrize(("event", "now"), [(add, 13), (remove, 11), (spoil, 11), (empty, 11), (exchange, 12)])
-def test_images_that_changed_before_a_run_goes_on_are_said_and_it_goes_on(data, begun, capsys, event, now):
+@pytest.mark.parametrize(("event", "now"), [(add, 13), (remove, 11), (truncate, 11), (empty, 11), (exchange, 12)])
+def test_a_resumed_run_reports_changed_images_and_continues(data, interrupted, capsys, event, now):
     event(data / "train" / "dog")
-    for steps in (6, 12):  # also when it goes on once more, for it is of two kinds of images now
-        assert saved(begun) == steps
-        assert go(data, begun, "--resume") == 0
-        assert capsys.readouterr().out.count(
-            f"The images of folder:{data} are not those the run began with (12 then, {now} now); it goes on with what "
-            "is there, and ends with other weights than it would have."
-        ) == 1  # fmt: skip
+    for step in (6, 12):  # also when it is resumed once more
+        assert saved_step(interrupted) == step
+        assert train_tiny(data, interrupted, "--resume") == 0
+        warnings = [line for line in capsys.readouterr().out.splitlines() if f"12 then, {now} now" in line]
+        assert len(warnings) == 1
 
 
 @pytest.mark.parametrize("event", [add, remove, empty, exchange])
-def test_files_that_changed_are_known_without_being_decoded(data, event):
-    before = listed(data).fingerprint
-    assert listed(data).fingerprint == before
+def test_changed_files_are_detected_without_decoding(data, event):
+    before = image_files(data).fingerprint
+    assert image_files(data).fingerprint == before
     event(data / "train" / "dog")
-    assert listed(data).fingerprint["files"] != before["files"]
+    assert image_files(data).fingerprint["files"] != before["files"]
 
 
-def test_files_that_changed_before_a_streamed_run_goes_on_are_said(data, tmp_path, capsys):
+def test_a_resumed_streamed_run_reports_changed_files(data, tmp_path, capsys):
     with small_memory():
-        out = stopped(data, tmp_path)
+        run_dir = interrupted_run(data, tmp_path)
         exchange(data / "train" / "dog")
-        assert go(data, out, "--resume") == 0
-    assert "are not those the run began with (12 then, 12 now)" in capsys.readouterr().out
+        assert train_tiny(data, run_dir, "--resume") == 0
+    assert "12 then, 12 now" in capsys.readouterr().out
 
 
-def test_a_run_that_goes_on_from_memory_where_it_was_streamed_has_not_changed_its_images(data, whole, tmp_path, capsys):
+def test_a_streamed_run_can_be_resumed_from_memory(data, reference_run, tmp_path, capsys):
     with small_memory():
-        stopped(data, tmp_path)
-    assert go(data, tmp_path, "--resume") == 0
-    assert "are not those" not in capsys.readouterr().out
-    assert_same_bits(whole, tmp_path)
+        interrupted_run(data, tmp_path)
+    assert train_tiny(data, tmp_path, "--resume") == 0
+    assert "12 then" not in capsys.readouterr().out
+    assert_same_bits(reference_run, tmp_path)
 
 
-def test_a_file_that_goes_while_a_run_streams_is_said_once_and_gives_way_to_the_next_with_its_label(data, capsys):
+def test_a_file_that_disappears_is_reported_once_and_replaced_by_the_next_with_its_label(data, capsys):
     images = load_folder(data, "train", 16)
-    files = replace(listed(data), labels=images.labels)
+    files = image_files(data, labels=images.labels)
     (data / "train" / "cat" / "005.png").unlink()  # the last of its class
-    spoil(data / "train" / "cat")
+    truncate(data / "train" / "cat")
     for _ in range(2):
-        found, labels = files[[2, 3, 5, 6]]
-        assert torch.equal(found, images.images[[2, 4, 6, 6]])
-        assert labels.tolist() == [0, 0, 1, 1]
-    said = f"A file in {data / 'train' / 'cat'} is broken, or gone; here and wherever this happens the next one takes"
-    assert capsys.readouterr().out.count(said) == 1
+        batch = files.get_batch(torch.tensor([2, 3, 5, 6]))
+        assert torch.equal(batch.images, images.images[[2, 4, 6, 6]])
+        assert batch.labels.tolist() == [0, 0, 1, 1]
+    assert capsys.readouterr().out.count(str(data / "train" / "cat")) == 1
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_when_all_files_go_while_a_run_streams_it_is_said_without_another_process_traceback(data, workers):
-    files = listed(data, workers)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_stream_without_any_file_ends_without_a_traceback_of_a_worker(data, num_workers):
+    files = image_files(data, num_workers)
     for file in files.files:
         file.unlink()
     with pytest.raises(InputError) as refused:
-        next(files.batches([torch.tensor([0, 1])]))
-    assert str(refused.value) == (
-        "None of the files is an image that can be read; when they are back, the same command with --resume goes on."
-    )
+        next(files.iterate([torch.tensor([0, 1])]))
+    assert str(refused.value) == NO_FILE_READABLE
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL")
-def test_a_process_that_decodes_and_is_killed_is_said_and_the_run_goes_on_to_the_same_bits(
-    data, whole, tmp_path, capsys
-):
-    def kill():
+def test_a_killed_worker_is_reported_and_the_run_resumes_to_the_same_bits(data, reference_run, tmp_path, capsys):
+    def kill_workers():
         for child in multiprocessing.active_children():
             os.kill(child.pid, signal.SIGKILL)
 
     with small_memory():
-        with at_step(5, kill):
-            said = sentence(capsys, go(data, tmp_path))
-        assert said.startswith(
-            "A process that reads images was ended from outside, as a system does that has no memory"
-        )
-        assert said.endswith("What was saved last is whole; the same command with --resume goes on.")
-        assert 5 <= saved(tmp_path) < 12
-        assert go(data, tmp_path, "--resume") == 0
-    assert_same_bits(whole, tmp_path)
+        with at_step(5, kill_workers):
+            message = error_sentence(capsys, train_tiny(data, tmp_path))
+        assert "worker process" in message
+        assert "--resume" in message
+        assert 5 <= saved_step(tmp_path) < 12
+        assert train_tiny(data, tmp_path, "--resume") == 0
+    assert_same_bits(reference_run, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere tensors are handed over by another way")
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems pass tensors on in another way")
 @pytest.mark.parametrize("error", [ConnectionResetError, ConnectionRefusedError, EOFError])
-def test_a_process_that_is_killed_while_it_hands_a_batch_over_is_said_too(data, monkeypatch, error):
-    def cut(ticket):
-        (decoder,) = multiprocessing.active_children()
-        killer = threading.Timer(0.3, decoder.kill)  # that it was ended is known an instant after the line is dead
+def test_a_worker_killed_while_it_passes_a_batch_on_is_reported(data, monkeypatch, error):
+    def disconnect(ticket):
+        (worker,) = multiprocessing.active_children()
+        killer = threading.Timer(0.3, worker.kill)  # PyTorch notices the death an instant after the connection ends
         killer.start()
         raise error
 
-    monkeypatch.setattr(multiprocessing.resource_sharer._ResourceSharer, "get_connection", staticmethod(cut))
-    with pytest.raises(InputError, match="A process that reads images was ended from outside"), report_dead_workers():
-        next(listed(data, workers=1).batches([torch.tensor([0, 1])]))
-    time.sleep(0.5)  # nothing comes after it
+    monkeypatch.setattr(multiprocessing.resource_sharer._ResourceSharer, "get_connection", staticmethod(disconnect))
+    with pytest.raises(InputError, match="worker process"), report_dead_workers():
+        next(image_files(data, num_workers=1).iterate([torch.tensor([0, 1])]))
+    time.sleep(0.5)  # no signal arrives later
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for others")
-def test_ctrl_c_which_reaches_the_processes_that_decode_as_well_does_not_end_them(data):
-    files = listed(data, workers=1)
-    orders = [torch.tensor([i]) for i in range(12)] * 3
-    batches = files.batches(orders)
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for other processes")
+def test_workers_ignore_ctrl_c(data):
+    files = image_files(data, num_workers=1)
+    index_batches = [torch.tensor([i]) for i in range(12)] * 3
+    batches = files.iterate(index_batches)
     next(batches)
-    (decoder,) = multiprocessing.active_children()
-    os.kill(decoder.pid, signal.SIGINT)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGINT)
     with report_dead_workers():
-        assert len(list(batches)) == len(orders) - 1
+        assert len(list(batches)) == len(index_batches) - 1
 
 
-def test_another_error_than_that_of_a_decoder_is_left_as_it_is():
+def test_other_runtime_errors_are_not_converted():
     with pytest.raises(RuntimeError, match="another"), report_dead_workers():
         raise RuntimeError("another")

@@ -51,7 +51,8 @@ def test_crop_resize_equals_torchvision(images, size):
     ],
 )
 def test_color_operations_equal_torchvision(images, operation, reference, amount):
-    torch.testing.assert_close(operation(images, per_image(*[amount] * 4)), reference(images, amount), rtol=0, atol=1e-3)
+    adjusted = operation(images, per_image(*[amount] * 4))
+    torch.testing.assert_close(adjusted, reference(images, amount), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])

@@ -1,4 +1,4 @@
-"""Official weights give the outputs of their own libraries; exported encoders give the same outputs in other libraries."""
+"""Official weights give the outputs of their own libraries; exported encoders give the same outputs elsewhere."""
 
 import itertools
 from functools import partial

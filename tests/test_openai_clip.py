@@ -40,7 +40,7 @@ def randomize_weights(model):
 
 
 def open_clip_model(custom_text=False):
-    """Build a small CLIP of open_clip, whose projections are square; `custom_text` puts the text encoder under "text."."""
+    """Build a small CLIP of open_clip with square projections; `custom_text` puts the text encoder under "text."."""
     import open_clip
 
     vision = {"image_size": 32, "layers": 2, "width": 128, "patch_size": 8}
@@ -106,7 +106,7 @@ def tokenizer():
 def test_a_file_of_open_clip_gives_its_embeddings_and_logits(
     tmp_path, open_clip_tokenizer, custom_text, form, tolerance
 ):
-    """From the same images and sentences; the gradient of the images is equal too."""
+    """And its logits, from the same images and sentences; the gradient of the images is equal too."""
     model, path, images = open_clip_model(custom_text), tmp_path / "clip.pt", random_images().requires_grad_()
     if form == "safetensors":
         path = path.with_suffix(".safetensors")
@@ -370,15 +370,21 @@ def test_the_published_sizes_load_by_name(tmp_path, name, width, patch_size, sid
         pretrained.load_method("clip_vitb16", path=tmp_path / "clip.pt", merges=MERGES)
 
 
-def test_the_example_of_the_documentation_runs(files, monkeypatch, tmp_path, capsys):
-    """With a small file in place of OpenAI's, whose name is removed, as it would be checked."""
+def documented_examples():
+    """Return the Python examples of the README and the documentation that load CLIP."""
     pages = [README, *(README.parent / "docs").glob("*.md")]
     blocks = [code for page in pages for code in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)]
-    (example,) = [code for code in blocks if '"clip_vitb32", path=' in code]
-    (path,) = re.findall(r'path="([^"]+)"', example)
-    (tmp_path / path).parent.mkdir()
-    for file in files.iterdir():
-        shutil.copy(file, (tmp_path / path).parent)
+    return [code for code in blocks if '"clip_vitb32", path=' in code]
+
+
+def test_documented_examples_run(files, monkeypatch, tmp_path):
+    """With a small file in place of OpenAI's, and without the name, which would be compared with the file."""
+    examples = documented_examples()
+    assert examples
     monkeypatch.chdir(tmp_path)
-    exec(example.replace('"clip_vitb32", path=', ""), {})
-    assert capsys.readouterr().out
+    for example in examples:
+        (path,) = re.findall(r'path="([^"]+)"', example)
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        for file in files.iterdir():
+            shutil.copy(file, (tmp_path / path).parent)
+        exec(example.replace('"clip_vitb32", path=', ""), {})

@@ -136,7 +136,7 @@ def test_a_short_run_has_a_lower_teacher_momentum():
     assert values(**short)["--teacher_momentum"] == round(1 - 10 / 94, 3)
     left, preset_left = (f"{math.exp(-rate / 2 * 94):.2%}" for rate in (0.106, 0.05))
     assert f"94 steps {left} of the teacher's random initialization" in reason("--teacher_momentum", **short)
-    assert reason("--teacher_momentum", **short).endswith(f"the preset's 0.95 leaves {preset_left}.")
+    assert reason("--teacher_momentum", **short).endswith(f"the preset's 0.95 would leave {preset_left}.")
 
 
 def test_sizes_follow_the_smallest_and_the_median_image():
@@ -211,7 +211,7 @@ def test_the_table_wraps_reasons_in_their_own_column():
     lines = table(STATS, width=90).splitlines()
     assert all(len(line) <= 90 for line in lines)
     assert len(lines) > len(recommend(STATS))  # some reasons take two lines
-    assert all(line.startswith(" " * 34) for line in lines if line.startswith(" "))
+    assert all(line.startswith(" " * 40) for line in lines if line.startswith(" "))
 
 
 def save(folder, images):

@@ -133,7 +133,7 @@ def test_dinotxt_needs_a_pretrained_encoder():
         parse_run(["dinotxt", *CPU])[0].build()
 
 
-def test_training_from_python_gives_the_run_of_the_command_line(tmp_path, capsys):
+def test_training_from_python_gives_the_run_of_the_command_line(tmp_path):
     """The same checkpoint bit for bit, the same metrics and files."""
     data = class_folders(tmp_path / "data", train=6, test=2)
     words = [*TINY, "--epochs", "4", "--eval_minutes", "9", "--precision", "fp32", "--data", f"folder:{data}"]
@@ -151,7 +151,6 @@ def test_training_from_python_gives_the_run_of_the_command_line(tmp_path, capsys
     assert run.plan.steps == 12
     assert run.log == read_log(tmp_path / "python" / "log.jsonl")
     assert main(["train", "dino", *words, "--out", str(tmp_path / "python"), "--resume"]) == 0
-    assert "3 images" not in capsys.readouterr().err
 
 
 def test_a_training_from_python_is_resumed_with_the_same_bits(tmp_path):

@@ -123,7 +123,9 @@ def test_a_repeated_row_is_compared_by_the_standard_deviations_of_the_board():
     board = {"DINO": {"0": {"knn": 0.5, "J&F": 0.2}, "1": {"knn": 0.7, "J&F": 0.2}}}
     repeated = {"DINO": {"0": {"knn": 0.7, "J&F": 0.3}}, "CLIP": {"0": {"knn": 0.7}}}
     comparison = scoreboard.compare_with_board(repeated, board, columns)
-    assert comparison.startswith("DINO: of 2 metrics 1 differ by at most one standard deviation, 1 by at most two; J&F ")
+    assert comparison.startswith(
+        "DINO: of 2 metrics 1 differ by at most one standard deviation, 1 by at most two; J&F "
+    )
     assert "CLIP" not in comparison
     comparison = scoreboard.compare_with_board(board, board, columns)
     assert comparison.startswith("DINO: of 2 metrics 2 differ by at most one standard deviation, 2 by at most two")
@@ -157,17 +159,17 @@ def test_the_documentation_has_the_recorded_board():
     rows = read_json("scoreboard.json")["rows"]
     assert list(rows) == [row for row in scoreboard.ROWS if row not in NOT_MEASURED]
     assert all(len(by_seed) == 3 for by_seed in rows.values())
+    keys = {key for by_seed in rows.values() for metrics in by_seed.values() for key in metrics}
+    assert set(scoreboard.IMAGE_COLUMNS | scoreboard.PATCH_COLUMNS) <= keys
     text = documentation()
-    for columns in (scoreboard.IMAGE_COLUMNS, scoreboard.PATCH_COLUMNS):
-        keys = {key for by_seed in rows.values() for metrics in by_seed.values() for key in metrics}
-        assert set(columns) <= keys
-        assert scoreboard.markdown_table(rows, columns) in text
+    assert all(table in text for table in scoreboard.board_tables(rows, "scenes"))
 
 
 def test_the_documentation_has_the_photographs_board_beside_published_numbers():
     rows = read_json("scoreboard_cifar10.json")["rows"]
     assert {"random", "supervised", "SimCLR", "DINO", "DINOv2"} <= set(rows)
-    assert scoreboard.markdown_table(rows, scoreboard.IMAGE_COLUMNS, scoreboard.PUBLISHED) in documentation()
+    image_table, _ = scoreboard.board_tables(rows, "cifar10")
+    assert image_table in documentation()
 
 
 def test_the_documentation_has_dino_beside_lightlys_for_every_seed():

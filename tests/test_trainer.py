@@ -1,4 +1,4 @@
-"""The training loop: its parts equal their formulas, and a resumed run ends with the same bits as an uninterrupted one."""
+"""The training loop: its parts equal their formulas, and a resumed run ends with the bits of an uninterrupted one."""
 
 import math
 import os
@@ -54,7 +54,9 @@ def test_learn_trains_a_method_that_was_left_in_evaluation_mode():
 def test_learn_returns_terms_and_metrics_of_every_step():
     metrics = iter(range(5))
     config = TrainConfig(batch_size=4, precision="fp32")
-    history = trainer.learn(ToyMethod(), numbered_images(12), config, 6, lambda: {"metric": next(metrics)}, eval_every=2)
+    history = trainer.learn(
+        ToyMethod(), numbered_images(12), config, 6, lambda: {"metric": next(metrics)}, eval_every=2
+    )
     assert [line.get("metric") for line in history] == [None, 0, None, 1, None, 2]
     assert all(isinstance(line["loss"], float) for line in history)
 
@@ -144,7 +146,9 @@ def test_every_trainable_parameter_is_in_one_group():
 def test_learning_rate_warms_up_and_weight_decay_grows():
     config = TrainConfig(lr=1.0, final_lr=0.1, warmup_fraction=0.1, weight_decay=0.04, final_weight_decay=0.4)
     optimizer = trainer.create_optimizer(ToyMethod(), config)
-    assert [trainer.set_schedules(optimizer, config, p) for p in (0, 0.05, 0.1, 1.0)] == pytest.approx([0, 0.5, 1.0, 0.1])
+    assert [trainer.set_schedules(optimizer, config, p) for p in (0, 0.05, 0.1, 1.0)] == pytest.approx(
+        [0, 0.5, 1.0, 0.1]
+    )
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.1])
     assert [group["weight_decay"] for group in optimizer.param_groups] == pytest.approx([0.4, 0])
 
@@ -221,7 +225,10 @@ def test_labels_belong_to_their_images():
 
 def test_the_sampler_is_a_batch_sampler_of_a_data_loader():
     data = numbered_images(12)
-    loader, batches = iter(DataLoader(data, batch_sampler=EpochSampler(12, 4, seed=3))), iterate_batches(data, 4, seed=3)
+    loader, batches = (
+        iter(DataLoader(data, batch_sampler=EpochSampler(12, 4, seed=3))),
+        iterate_batches(data, 4, seed=3),
+    )
     for _ in range(4):
         assert torch.equal(next(loader)["label"], next(batches).labels)
 

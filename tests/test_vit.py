@@ -223,7 +223,7 @@ def test_invalid_sizes_raise(arguments):
 def test_images_that_patches_do_not_divide_raise():
     with pytest.raises(InputError, match="15 x 16"):
         tiny_vit()(torch.zeros(1, 3, 15, 16))
-    with pytest.raises(InputError, match="--encoder.stem"):
+    with pytest.raises(InputError, match=r"--encoder\.stem"):
         vit("nano", 6, 12, stem="conv")
 
 

@@ -1,7 +1,8 @@
 """Sphinx configuration of the book: the committed notebooks as pages in build/book (`make book`).
 
-No notebook is executed, and neither the build nor a finished page loads anything from a network. Figures and numbers are
-the committed outputs; equations are rendered by a copy of MathJax beside the pages. The first notebook is the first page.
+No notebook is executed, and neither the build nor a finished page loads anything from a network. Figures and numbers
+are the committed outputs; equations are rendered by a copy of MathJax beside the pages. The first notebook is the first
+page.
 """
 
 import json
@@ -58,7 +59,10 @@ if repository := os.environ.get("REPOSITORY"):  # make book REPOSITORY=https://g
 
 
 def prepare(app, name: str, source: list[str]) -> None:
-    """Adapt a notebook while it is read: link READMEs as files, replace widgets by a sentence, list all pages on the first."""
+    """Adapt a notebook while it is read.
+
+    READMEs are linked as files, widgets are replaced by a sentence, and the first page lists all others.
+    """
     notebook = json.loads(source[0])
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from minissl.data.batch import Batch
-from minissl.data.images import ImageDataset, Images, check_memory, decode_image
+from minissl.data.images import ImageDataset, Images, decode_image
 from minissl.errors import InputError
 
 NO_FILE_READABLE = "None of the image files can be read; restore them, and continue with the same command and --resume."
@@ -80,12 +80,7 @@ class StreamedDataset(ImageDataset):
             raise InputError(WORKER_KILLED) from None
 
     def subset(self, indices: Tensor) -> Images:
-        """Load the images of indices (n,) int64 into memory, in that order.
-
-        Raises:
-            InputError: if memory is too small; see also `iterate`.
-        """
-        check_memory(len(indices) * 3 * self.image_size**2)
+        """Load the images of indices (n,) int64 into memory, in that order. Raises InputError as `iterate` does."""
         images = torch.empty(len(indices), 3, self.image_size, self.image_size, dtype=torch.uint8)
         return Images(images, self._read_all(indices, images), self.classes)
 

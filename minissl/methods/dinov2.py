@@ -136,17 +136,6 @@ class DINOv2(Method):
         patch_embed_lr_mult: float = 0.2,
     ):
         super().__init__()
-        if ibot_loss_weight and not encoder.supports_masking:
-            raise InputError("This encoder cannot mask patches; give --encoder.name nano, or --ibot_loss_weight 0.")
-        widths, head_choices = (hidden_dim, bottleneck_dim), (use_bn_in_head, self.normalize_prototypes)
-        self.student = nn.ModuleDict({"encoder": encoder})
-        self.student["head"] = DINOHead(encoder.embed_dim, num_prototypes, *widths, *head_choices)
-        if ibot_loss_weight and num_patch_prototypes:
-            self.student["patch_head"] = DINOHead(encoder.embed_dim, num_patch_prototypes, *widths, *head_choices)
-        self.teacher = nn.ModuleDict({name: EMATeacher(network) for name, network in self.student.items()})
-        self.mask_token = nn.Parameter(torch.zeros(1, encoder.embed_dim))  # replaces the embedding of a masked patch
-        self.register_buffer("center", torch.zeros(1, num_prototypes))
-        self.register_buffer("patch_center", torch.zeros(1, num_patch_prototypes or num_prototypes))
         self.crop_size, self.local_crop_size, self.num_local_crops = crop_size, local_crop_size, num_local_crops
         self.global_crops_scale, self.local_crops_scale = global_crops_scale, local_crops_scale
         self.teacher_temp, self.warmup_teacher_temp = teacher_temp, warmup_teacher_temp
@@ -155,6 +144,20 @@ class DINOv2(Method):
         self.ibot_end_fraction, self.mask_ratio = ibot_end_fraction, mask_ratio
         self.teacher_momentum, self.freeze_last_layer_fraction = teacher_momentum, freeze_last_layer_fraction
         self.layer_decay, self.patch_embed_lr_mult = layer_decay, patch_embed_lr_mult
+        head_options = (hidden_dim, bottleneck_dim, use_bn_in_head, self.normalize_prototypes)
+        self._create_networks(encoder, num_prototypes, num_patch_prototypes, head_options)
+
+    def _create_networks(self, encoder: Encoder, k: int, patch_k: int, head_options: tuple[Any, ...]) -> None:
+        """Create student, teacher, mask token and centers, with k and patch_k prototypes."""
+        if self.ibot_loss_weight and not encoder.supports_masking:
+            raise InputError("This encoder cannot mask patches; give --encoder.name nano, or --ibot_loss_weight 0.")
+        self.student = nn.ModuleDict({"encoder": encoder, "head": DINOHead(encoder.embed_dim, k, *head_options)})
+        if self.ibot_loss_weight and patch_k:
+            self.student["patch_head"] = DINOHead(encoder.embed_dim, patch_k, *head_options)
+        self.teacher = nn.ModuleDict({name: EMATeacher(network) for name, network in self.student.items()})
+        self.mask_token = nn.Parameter(torch.zeros(1, encoder.embed_dim))  # replaces the embedding of a masked patch
+        self.register_buffer("center", torch.zeros(1, k))
+        self.register_buffer("patch_center", torch.zeros(1, patch_k or k))
 
     @property
     def encoder(self) -> Encoder:

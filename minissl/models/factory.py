@@ -79,12 +79,14 @@ def create_encoder(
     elif name.removeprefix("vit_") in SIZES:
         encoder = vit(name, patch_size, image_size, depth=depth, **options)
     else:
-        known = [*list_encoders(), *(f"vit_{size}" for size in SIZES)]
-        raise InputError(
-            f"Unknown encoder {name!r}{suggestion(name, known)}; choose {', '.join(list_encoders())}, or timm:NAME."
-        )
+        raise _unknown_name_error(name)
     encoder.config = config
     return encoder
+
+
+def _unknown_name_error(name: str) -> InputError:
+    hint = suggestion(name, [*list_encoders(), *(f"vit_{size}" for size in SIZES)])
+    return InputError(f"Unknown encoder {name!r}{hint}; choose {', '.join(list_encoders())}, or timm:NAME.")
 
 
 def wrap_encoder(module: nn.Module, image_size: int = 224, embed_dim: int | None = None) -> Encoder:

@@ -215,10 +215,11 @@ def choose_momentum(preset: float, steps: int) -> Recommendation:
     """
     momentum = round(max(0.5, min(preset, 1 - 10 / steps)), 3) if steps else preset
     left, preset_left = (math.exp(-(1 - m) / 2 * steps) for m in (momentum, preset))
-    reason = f"After {steps:,} steps {left:.2%} of the teacher's random initialization is left"
-    return Recommendation(
-        "--teacher_momentum", momentum, f"{reason}; the preset's {preset:g} leaves {preset_left:.2%}."
-    )
+    reason = f"after {steps:,} steps {left:.2%} of the teacher's random initialization is left"
+    if momentum == preset:
+        return Recommendation("--teacher_momentum", momentum, f"The preset's value, with which {reason}.")
+    reason = f"With it, {reason}; the preset's {preset:g} would leave {preset_left:.2%}."
+    return Recommendation("--teacher_momentum", momentum, reason)
 
 
 def choose_batch(stats: DatasetStats, preset: dict[str, Any]) -> Recommendation:
@@ -275,15 +276,14 @@ def warnings_for(stats: DatasetStats) -> list[str]:
     minutes = choose_minutes(stats).value
     epochs = 60 * minutes * stats.images_per_second / stats.num_train
     warnings = (
-        (stats.num_unreadable > 0, f"{stats.num_unreadable} files cannot be read as images and are left out."),
         (
             stats.num_train < FEW_IMAGES,
             f"{stats.num_train:,} images are few: also try pretrained weights, with --encoder.weights FILE.",
         ),
         (
-            stats.duplicate_fraction > 0.05,
-            f"{stats.duplicate_fraction:.0%} of the images are near-duplicates of another: keep one of each, because "
-            "duplicates raise the k-NN accuracy.",
+            0 < epochs < 5,
+            f"{epochs:.1f} epochs are few: 100, with which DINO reached k-NN 89.6 on scenes, would take "
+            f"{100 * minutes / max(epochs, 1e-9):,.0f} minutes, or fewer if another process is running now.",
         ),
         (
             stats.nearest_similarity > 0.9,
@@ -291,9 +291,22 @@ def warnings_for(stats: DatasetStats) -> list[str]:
             f"{stats.nearest_similarity:.2f} or more): a crop of {crop} pixels may not show the small differences.",
         ),
         (
-            0 < epochs < 5,
-            f"{epochs:.1f} epochs are few: 100, with which DINO reached k-NN 89.6 on scenes, would take "
-            f"{100 * minutes / max(epochs, 1e-9):,.0f} minutes, or fewer if another process is running now.",
+            stats.min_side < min(crop, stats.p5_side),
+            f"95% of the images have {stats.p5_side} pixels or more on the short side: without the smaller ones (down "
+            f"to {stats.min_side}) crops could be larger.",
+        ),
+    )
+    return [sentence for holds, sentence in warnings if holds] + _file_warnings(stats)
+
+
+def _file_warnings(stats: DatasetStats) -> list[str]:
+    """Return the warnings that do not depend on the recommended options."""
+    warnings = (
+        (stats.num_unreadable > 0, f"{stats.num_unreadable} files cannot be read as images and are left out."),
+        (
+            stats.duplicate_fraction > 0.05,
+            f"{stats.duplicate_fraction:.0%} of the images are near-duplicates of another: keep one of each, because "
+            "duplicates raise the k-NN accuracy.",
         ),
         (
             stats.gray_fraction > 0.9,
@@ -304,11 +317,6 @@ def warnings_for(stats: DatasetStats) -> list[str]:
             stats.aspect_ratio > 1.8,
             f"Half of the images are at least {stats.aspect_ratio:.1f} times as long as wide, and only the center "
             f"square, {1 / stats.aspect_ratio:.0%} of the area, is kept: cut them into squares first.",
-        ),
-        (
-            stats.min_side < min(crop, stats.p5_side),
-            f"95% of the images have {stats.p5_side} pixels or more on the short side: without the smaller ones (down "
-            f"to {stats.min_side}) crops could be larger.",
         ),
     )
     return [sentence for holds, sentence in warnings if holds]
@@ -325,6 +333,6 @@ def table(stats: DatasetStats, width: int = 100) -> str:
     """Format the recommendation as three columns, with the warnings below; `width` in characters."""
     lines = []
     for line in recommend(stats):
-        prefix = f"{line.option:22}{line.text:12}"
+        prefix = f"{line.option:28}{line.text:12}"
         lines += textwrap.wrap(line.reason, width, initial_indent=prefix, subsequent_indent=" " * len(prefix))
     return "\n".join([*lines, *(f"Warning: {sentence}" for sentence in warnings_for(stats))])

@@ -211,7 +211,7 @@ def results_table_figure(
     axis.set_xticks(range(len(columns)), [name.replace(", ", "\n") for name in columns.values()], fontsize=8)
     axis.set_yticks(range(len(rows)), rows)
     axis.xaxis.tick_top()
-    axis.set_xlabel("color: lowest (light) to highest (dark) value of a column; bold: highest", fontsize=8)
+    axis.set_xlabel("dark: high in its column; bold: highest", fontsize=8)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     figure.suptitle(title, fontsize=11)

@@ -108,14 +108,14 @@ def matches_figure(
         grid: (h, w) of the patches.
         title: of the figure.
     """
-    gap = a.shape[-1] // 8  # pixels between the two images
+    a, b, gap = to_float(a), to_float(b), a.shape[-1] // 8  # pixels between the two images
     figure = Figure(figsize=(3.6 * len(matches), 1.75 * len(a) + 0.8), layout="constrained")
     axes = figure.subplots(len(a), len(matches), squeeze=False)
     for column, name in zip(axes.T, matches):
         column[0].set_title(name, fontsize=10)
         for axis, first, second, indices, is_correct in zip(column, a, b, matches[name], correct[name]):
             white = torch.ones(3, first.shape[-2], gap, device=first.device)
-            axis.imshow(to_array(torch.cat([to_float(first), white, to_float(second)], dim=-1)))
+            axis.imshow(to_array(torch.cat([first, white, second], dim=-1)))
             axis.set_axis_off()
             _draw_matches(axis, indices, is_correct, (a.shape[-2], a.shape[-1]), grid, gap)
     names = {"correct": HIT, "incorrect": WRONG}

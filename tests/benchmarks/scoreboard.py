@@ -67,20 +67,26 @@ GPU_OPTIONS = {"SimCLR": "--optimizer adamw --lr 5e-4 --weight_decay 0.04"}  # i
 IMAGE_COLUMNS = {  # metrics of the image's feature: heading
     "knn": "k-NN, object",
     "linear": "linear, object",
-    "few_shot_10": "10 labels per class, object",
+    "few_shot_10": "10 labels per class",
     "linear_color": "linear, color",
     "linear_action": "linear, action",
     "linear_place": "linear, place",
     "zero_shot_object": "zero-shot, object",
     "rank_me": "RankMe",
 }
+OTHER_COLUMNS = {
+    "knn": "k-NN",
+    "linear": "linear",
+    "few_shot_10": "10 labels per class",
+    "rank_me": "RankMe",
+}  # not Scenes
 PATCH_COLUMNS = {  # metrics of attention and patch features, and the cost
-    "attention_head_iou": "attention, IoU",
-    "miou_object": "segmentation, object (mIoU)",
-    "miou_part": "segmentation, part (mIoU)",
-    "miou_place": "segmentation, place (mIoU)",
-    "correspondence": "correspondence, accuracy",
-    "J&F": "label propagation, J&F",
+    "attention_head_iou": "attention IoU",
+    "miou_object": "object mIoU",
+    "miou_part": "part mIoU",
+    "miou_place": "place mIoU",
+    "correspondence": "correspondence",
+    "J&F": "J&F",
     "images_per_second": "images/s",
     "memory": "memory, GB",
 }
@@ -89,6 +95,7 @@ PUBLISHED = {  # on CIFAR-10 with the authors' full budget: other networks, hund
     "SimCLR": "k-NN 84.7 (ResNet-18, 200 epochs, lightly); linear 90.7 (1,000 epochs, solo-learn)",
     "DINO": "k-NN 84.0 (ResNet-18, 200 epochs, lightly); linear 89.5 (1,000 epochs, solo-learn)",
 }
+LABELS = {"random": "random init"}  # of rows in tables, where they differ
 NOT_PERCENT = ("rank_me", "images_per_second", "memory")  # metrics that are not fractions
 
 
@@ -204,8 +211,15 @@ def markdown_table(rows: Rows, columns: dict[str, str], published: dict[str, str
     for row, by_seed in rows.items():
         cells = [_format_cell(key, by_seed) for key in columns]
         cells += [published.get(row, "-")] if published else []
-        lines.append(f"| {row} | {' | '.join(cells)} |")
+        lines.append(f"| {LABELS.get(row, row)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def board_tables(rows: Rows, data: str) -> tuple[str, str]:
+    """Return the table of image features and that of patch features and cost."""
+    columns = IMAGE_COLUMNS if data.startswith("scenes") else OTHER_COLUMNS
+    published = PUBLISHED if data == "cifar10" else None
+    return markdown_table(rows, columns, published), markdown_table(rows, PATCH_COLUMNS)
 
 
 def _format_cell(key: str, by_seed: dict[str, Metrics]) -> str:
@@ -279,8 +293,8 @@ def parse_options() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
 def main() -> None:
     parser, options = parse_options()
     if options.print:
-        rows = checkpoint.read_json(options.print)["rows"]
-        print(markdown_table(rows, IMAGE_COLUMNS), markdown_table(rows, PATCH_COLUMNS), sep="\n\n")
+        board = checkpoint.read_json(options.print)
+        print(*board_tables(board["rows"], board["data"]), sep="\n\n")
         return
     try:
         other = checkpoint.read_json(options.like).get("rows", {}) if options.like else {}
@@ -308,7 +322,7 @@ def main() -> None:
     rows = collect_rows(board.parent)
     board_figure(rows, options.data, options.minutes).savefig(board.with_suffix(".png"), dpi=130)
     comparison = compare_with_board(rows, other, IMAGE_COLUMNS | PATCH_COLUMNS)
-    print(markdown_table(rows, IMAGE_COLUMNS), markdown_table(rows, PATCH_COLUMNS), comparison, sep="\n\n")
+    print(*board_tables(rows, options.data), comparison, sep="\n\n")
 
 
 if __name__ == "__main__":
