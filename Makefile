@@ -95,7 +95,7 @@ lab: $(READY)  ## open JupyterLab on the map of the course
 	$(PYTHON) -m jupyterlab --LabApp.default_url=/lab/tree/chapters/0_map.ipynb
 
 book: $(if $(READY),.venv/ready-book)  ## build the course as static pages (build/book/index.html)
-	$(PYTHON) -m sphinx -q -b html -c chapters/book -d $(dir $(BOOK))doctrees $(OPTIONS) chapters $(BOOK)
+	$(PYTHON) -m sphinx -q -b html -c chapters/book -d $(dir $(BOOK))doctrees $(OPTIONS) . $(BOOK)
 
 student: $(READY)  ## build the students' kit: notebooks without solutions (build/student)
 	$(PYTHON) -m chapters.kit student

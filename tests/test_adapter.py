@@ -267,9 +267,12 @@ def test_a_data_set_without_length_indices_or_images_is_refused(dataset, message
     ],
 )
 def test_an_unusable_item_is_named_with_what_it_is(item, message, in_memory):
-    with pytest.raises(InputError, match=message):
+    def convert_and_read():
         dataset = from_dataset([COLOR, COLOR, item], 16, in_memory=in_memory)
         next(dataset.iterate([torch.tensor([0, 2])]))
+
+    with pytest.raises(InputError, match=message):
+        convert_and_read()
 
 
 def test_a_broken_image_file_is_named(tmp_path):

@@ -17,7 +17,7 @@ from minissl.evaluation.attention_history import (
 )
 from minissl.training import checkpoint
 from minissl.training.run import RunConfig
-from tests.benchmarks import emergence
+from tests.benchmarks import attention_history as recorder
 from tests.golden import tiny_vit
 
 
@@ -92,15 +92,15 @@ def small_dataset(self, split):
     return Images(torch.randint(0, 256, (24, 3, 16, 16), generator=generator).byte(), masks=masks)
 
 
-@pytest.mark.parametrize("limit", [emergence.LIMIT, 0])
+@pytest.mark.parametrize("limit", [recorder.MAX_BYTES, 0])
 def test_a_training_is_recorded(monkeypatch, limit):
     monkeypatch.setattr(RunConfig, "load_dataset", small_dataset)
-    monkeypatch.setattr(emergence, "OTHERS", 8)
-    monkeypatch.setattr(emergence, "LIMIT", limit)
+    monkeypatch.setattr(recorder, "NUM_HEAD_IMAGES", 8)
+    monkeypatch.setattr(recorder, "MAX_BYTES", limit)
     args = "dino --image_size 16 --crop_size 16 --local_crop_size 8 --encoder.patch_size 8 --num_prototypes 32"
     args += " --hidden_dim 16 --bottleneck_dim 8 --batch_size 8 --minutes 0 --epochs 2 --encoder.depth 2"
     run, _ = parse_run([*args.split(), "--device", "cpu", "--preset", "cpu"])
-    history, layers = emergence.record(run, args.split(), 3)
+    history, layers = recorder.record(run, args.split(), 3)
     assert layers.maps.shape[0] == len(layers.steps) == len(layers.info["attention_fractions"]) == 2
     assert history.steps == [1, 2, 6]
     assert history.maps.shape == (3, 16, 1 if limit == 0 else 4, 8, 8)

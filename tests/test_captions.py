@@ -108,7 +108,8 @@ def test_token_files_are_read_with_the_published_split(tokens):
     train, val = (load_captions(f"flickr8k:{tokens}", split, 8) for split in ("train", "val"))
     assert train.captions == (("a dog , 03.jpg .", "a cat , 03.jpg ."), ("a dog , 01.jpg .", "a cat , 01.jpg ."))
     assert len(val) == 1
-    assert "Flickr_8k.testImages.txt" in error_message("flickr8k", tokens, "test")  # instead of a tenth of the other splits
+    # The test split is not made of a tenth of the other splits.
+    assert "Flickr_8k.testImages.txt" in error_message("flickr8k", tokens, "test")
 
 
 @pytest.mark.parametrize("line", ["01.jpg a dog", "01.jpg#0 a dog", "01.jpg#0\t", "#0\ta dog", "01.jpg#x\ta dog"])

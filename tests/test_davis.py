@@ -25,7 +25,8 @@ def save_mask(path, mask):
     """Save a mask as DAVIS does: numbers with a palette."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(mask)
-    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 3 * 253)  # Pillow would drop the value 255 with a shorter palette
+    # With a shorter palette Pillow would drop the value 255.
+    image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 3 * 253)
     image.save(path)
 
 

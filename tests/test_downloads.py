@@ -71,7 +71,8 @@ def server():
     with http.server.HTTPServer(("127.0.0.1", 0), handler) as running:
         thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        handler.archive = Archive(f"http://127.0.0.1:{running.server_port}/set.tar.gz", len(CONTENT), md5(CONTENT), "set")
+        address = f"http://127.0.0.1:{running.server_port}/set.tar.gz"
+        handler.archive = Archive(address, len(CONTENT), md5(CONTENT), "set")
         yield handler
         running.shutdown()
         thread.join()
@@ -156,10 +157,11 @@ def test_a_server_that_is_not_a_web_server_is_reported(tmp_path):
 
 
 def test_a_wrong_file_put_in_place_by_hand_is_reported_and_kept(tmp_path):
+    archive = Archive(NOWHERE, len(CONTENT), md5(CONTENT), "set")
     (tmp_path / "set.tar.gz").write_bytes(CONTENT[:-1] + b"x")
-    assert "MD5" in error_message(fetch, Archive(NOWHERE, len(CONTENT), md5(CONTENT), "set"), tmp_path)
+    assert "MD5" in error_message(fetch, archive, tmp_path)
     (tmp_path / "set.tar.gz").write_bytes(CONTENT[:-1])
-    assert f"{len(CONTENT) - 1:,} bytes" in error_message(fetch, Archive(NOWHERE, len(CONTENT), md5(CONTENT), "set"), tmp_path)
+    assert f"{len(CONTENT) - 1:,} bytes" in error_message(fetch, archive, tmp_path)
     assert names_in(tmp_path) == ["set.tar.gz"]
 
 
@@ -378,7 +380,8 @@ def test_a_folder_of_cifar10_equals_the_published_files(cifar, tmp_path):
         file = tmp_path / "own" / "train" / downloads.CIFAR10_CLASSES[label] / f"{i:02}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.transpose(1, 2, 0)).save(file)
-    shutil.copytree(file.parent, tmp_path / "own" / "test" / file.parent.name)  # otherwise a tenth would become the test split
+    # Without a test part, a tenth of the images would become the test split.
+    shutil.copytree(file.parent, tmp_path / "own" / "test" / file.parent.name)
     own, theirs = (
         load_dataset(f"folder:{tmp_path / 'own'}", "train", 64),
         cifar10("train", 64, root=tmp_path, archives=archives),

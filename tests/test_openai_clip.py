@@ -175,7 +175,7 @@ def test_images_are_classified_and_retrieved_by_text(files):
     similarity = benchmark.image_text_similarity(clip, images, texts, clip.crop_size)
     torch.testing.assert_close(similarity, expected, rtol=1e-4, atol=1e-5)
     labels = torch.arange(120) % 3
-    captions = tuple((f"picture {i // 2}", "another") for i in range(120))
+    captions = tuple((f"image {i // 2}", "another") for i in range(120))
     metrics = benchmark.evaluate_zero_shot(clip, Images(images, labels, names, captions=captions), clip.crop_size)
     assert {"zero_shot_classes", "zero_shot_sum_classes", "image_to_text", "text_to_image"} == metrics.keys()
     assert all(0 <= value <= 1 for value in metrics.values())

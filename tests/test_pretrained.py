@@ -118,7 +118,7 @@ def test_a_method_of_ones_own_is_not_saved(tmp_path):
     [
         ({}, "holds no encoder"),
         ({"encoder": {"name": "nano", "patch_size": 8, "image_size": 16, "unknown": 1}}, "unknown"),
-        ({"encoder": {"name": "nobody"}}, "nobody"),
+        ({"encoder": {"name": "unknown_name"}}, "unknown_name"),
         ({"encoder": {"name": "timm:hf-hub:somebody/model"}}, "timm has no model"),
         ({"encoder": {"name": "nano", "patch_size": 8, "image_size": 16}}, "do not fit"),
         ({"encoder": {"name": "custom", "class": "mine.Net", "image_size": 16}}, r"mine\.Net"),

@@ -17,7 +17,7 @@ from minissl.models.tokenizer import BYTES, Tokenizer, byte_symbols, clean_text,
 
 TEXTS = [
     "a red cat sleeps in a snowy field",
-    "a picture of a red dog that is sleeping on the moon",
+    "an image of a red dog that is sleeping on the moon",
     "It's the dog's ball, isn't it? They've 2 of 10.",
     "Ein süßer Kater schläft — schläft! Ça va, garçon?",
     "banana bandana ananas aaaa aaaaa",

@@ -86,7 +86,8 @@ def test_operations_have_the_stated_probabilities(many):
     assert fraction(functional.random_horizontal_flip(many, 0.2)) == pytest.approx(0.2, abs=0.03)
     assert fraction(functional.color_jitter(many, 0.4, 0.4, 0.2, 0.1)) == pytest.approx(0.8, abs=0.03)
     assert fraction(functional.random_gaussian_blur(many, 0.1, min_sigma=0.3)) == pytest.approx(0.1, abs=0.03)
-    assert fraction(functional.random_gaussian_blur(many, 1.0, min_sigma=0.3)) == 1  # sigma below 0.16 pixels changes no float32
+    # A sigma below 0.16 pixels changes no float32.
+    assert fraction(functional.random_gaussian_blur(many, 1.0, min_sigma=0.3)) == 1
     assert fraction(functional.random_solarize(many, 0.2, threshold=0.4)) == pytest.approx(0.2, abs=0.03)
     gray = functional.random_grayscale(many, 0.2)
     assert (gray[:, 0] == gray[:, 1]).flatten(1).all(1).float().mean().item() == pytest.approx(0.2, abs=0.03)
@@ -122,7 +123,8 @@ def test_jitter_has_all_24_orders_with_equal_probability(images, monkeypatch):
     orders, names = [], ("brightness", "contrast", "saturation", "hue")
     for name in names:
         adjust = getattr(functional, f"adjust_{name}")
-        monkeypatch.setattr(functional, f"adjust_{name}", lambda x, a, f=adjust, n=name: orders[-1].append(n) or f(x, a))
+        recorder = lambda x, a, f=adjust, n=name: orders[-1].append(n) or f(x, a)  # noqa: E731
+        monkeypatch.setattr(functional, f"adjust_{name}", recorder)
     random.seed(0)
     for _ in range(24 * 40):
         orders.append([])

@@ -1,8 +1,8 @@
-"""Sphinx configuration of the book: the committed notebooks as pages in build/book (`make book`).
+"""Sphinx configuration of the book: the committed notebooks, the documentation and the API reference (`make book`).
 
 No notebook is executed, and neither the build nor a finished page loads anything from a network. Figures and numbers
-are the committed outputs; equations are rendered by a copy of MathJax beside the pages. The first notebook is the first
-page.
+are the committed outputs; equations are rendered by a copy of MathJax beside the pages. The API reference is made from
+the docstrings. The source folder is the repository; index.html leads to the first notebook.
 """
 
 import json
@@ -13,7 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 CHAPTERS = Path(__file__).parent.parent
-LESSONS = sorted(path.stem for path in CHAPTERS.glob("*.ipynb"))
+LESSONS = sorted(f"chapters/{path.stem}" for path in CHAPTERS.glob("*.ipynb"))
+DOCS = ["results", "parity", "your_images", "pretrained_weights", "tracking", "distributed", "adding_a_method", "teaching",
+        "glossary"]  # fmt: skip
+REDIRECT = '<!doctype html><meta charset="utf-8"><title>minissl</title><meta http-equiv="refresh" content="0; url={0}">\n<a href="{0}">minissl</a>\n'
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STILL = "*This page has no widgets; open the notebook in JupyterLab to use them. A still image is beside this cell.*"
 
@@ -22,9 +25,17 @@ html_title = "minissl"
 html_show_copyright = html_show_sphinx = html_use_index = False
 language = "en"
 root_doc = LESSONS[0]
-include_patterns = ["*.ipynb", "solutions/*.ipynb"]  # teachers' notes are not part of the book
-extensions = ["myst_nb", "sphinx.ext.mathjax"]
-myst_enable_extensions = ["dollarmath"]
+include_patterns = ["chapters/*.ipynb", "chapters/solutions/*.ipynb", "docs/*.md", "docs/api/*.rst", "data/README.md"]
+extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.apidoc"]
+myst_enable_extensions = ["dollarmath", "deflist"]
+myst_heading_anchors = 3
+apidoc_modules = [{"path": "../../minissl", "destination": "docs/api",
+                   "separate_modules": True, "module_first": True, "automodule_options": {"members", "show-inheritance"},
+                   "exclude_patterns": ["**/__main__.py"]}]  # fmt: skip
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # the docstrings give shapes and ranges
+default_role = "code"
+napoleon_use_ivar = True
 mathjax_path = "mathjax/tex-chtml-full.js"
 
 nb_execution_mode = "off"
@@ -48,7 +59,6 @@ if repository := os.environ.get("REPOSITORY"):  # make book REPOSITORY=https://g
     html_theme_options |= {
         "repository_url": repository,
         "repository_branch": "main",
-        "path_to_docs": "chapters",
         "use_repository_button": True,
         "launch_buttons": {
             "colab_url": "https://colab.research.google.com",
@@ -63,6 +73,8 @@ def prepare(app, name: str, source: list[str]) -> None:
 
     READMEs are linked as files, widgets are replaced by a sentence, and the first page lists all others.
     """
+    if not name.startswith("chapters/"):
+        return
     notebook = json.loads(source[0])
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
@@ -71,8 +83,9 @@ def prepare(app, name: str, source: list[str]) -> None:
             if WIDGET in output.get("data", {}):
                 output["data"] = {"text/markdown": STILL}
     if name == root_doc:
-        solutions = sorted(f"solutions/{path.stem}" for path in CHAPTERS.glob("solutions/*.ipynb"))
-        text = contents("Chapters", LESSONS[1:]) + contents("Solutions", solutions)
+        solutions = sorted(f"/chapters/solutions/{path.stem}" for path in CHAPTERS.glob("solutions/*.ipynb"))
+        text = contents("Chapters", [f"/{lesson}" for lesson in LESSONS[1:]]) + contents("Solutions", solutions)
+        text += contents("Documentation", ["/docs/index", *(f"/docs/{page}" for page in DOCS), "/data/README", "/docs/api/modules"])
         notebook["cells"].append({"cell_type": "markdown", "id": "contents", "metadata": {}, "source": text})
     source[0] = json.dumps(notebook)
 
@@ -83,13 +96,13 @@ def contents(caption: str, names: list[str]) -> str:
 
 
 def finish(app, error: Exception | None) -> None:
-    """Copy MathJax beside the pages, and the first page to index.html."""
+    """Copy MathJax beside the pages, and write an index.html that leads to the first page."""
     if error is None:
         mathjax = Path(*find_spec("sphinx-mathjax-offline").submodule_search_locations) / "static" / "mathjax"
         beside = Path(app.outdir) / "_static" / "mathjax"
         shutil.copytree(mathjax / "output" / "chtml", beside / "output" / "chtml", dirs_exist_ok=True)
         shutil.copy(mathjax / "tex-chtml-full.js", beside)
-        shutil.copy(Path(app.outdir) / f"{root_doc}.html", Path(app.outdir) / "index.html")
+        (Path(app.outdir) / "index.html").write_text(REDIRECT.format(f"{root_doc}.html"), encoding="utf-8")
 
 
 def setup(app) -> None:

@@ -57,10 +57,10 @@ def find_near_duplicates(features: Tensor, threshold: float, k: int = 16) -> Ten
     """
     similarities, neighbors = nearest_neighbors(features, features, min(k, len(features)))
     first = torch.arange(len(features), device=features.device)
-    rows, ranks = (similarities >= threshold).nonzero(as_tuple=True)
-    ends = neighbors[rows, ranks]
+    indices, ranks = (similarities >= threshold).nonzero(as_tuple=True)
+    ends = neighbors[indices, ranks]
     while True:  # each image takes the smallest index of its neighbors, until none changes
-        new = first.scatter_reduce(0, rows, first[ends], "amin").scatter_reduce(0, ends, first[rows], "amin")
+        new = first.scatter_reduce(0, indices, first[ends], "amin").scatter_reduce(0, ends, first[indices], "amin")
         new = torch.minimum(new, new[new])
         if bool((new == first).all()):
             return first
@@ -87,8 +87,8 @@ def balanced_sample(groups: Tensor, n: int, seed: int = 0) -> Tensor:
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))
     rank = torch.empty_like(order)  # within the group
     for group in groups.unique():
-        rows = order[groups[order] == group]
-        rank[rows] = torch.arange(len(rows))
+        indices = order[groups[order] == group]
+        rank[indices] = torch.arange(len(indices))
     return order[rank[order].argsort(stable=True)[:n]]  # the first of every group, then the second of every group
 
 
@@ -105,9 +105,9 @@ def retrieve_similar(features: Tensor, curated: Tensor, n: int) -> Tensor:
     """
     for k in (-(-2 * n // len(curated)), len(features)):  # several may share a neighbor: try twice as many as needed
         _, neighbors = nearest_neighbors(curated, features, min(k, len(features)))
-        rows = neighbors.mT.flatten()  # all nearest neighbors, then all second ones
-        rank = torch.full((len(features),), len(rows), device=rows.device)
-        rank = rank.scatter_reduce(0, rows, torch.arange(len(rows), device=rows.device), "amin")
-        if int((rank < len(rows)).sum()) >= n:
+        indices = neighbors.mT.flatten()  # all nearest neighbors, then all second ones
+        rank = torch.full((len(features),), len(indices), device=indices.device)
+        rank = rank.scatter_reduce(0, indices, torch.arange(len(indices), device=indices.device), "amin")
+        if int((rank < len(indices)).sum()) >= n:
             break
     return rank.argsort(stable=True)[:n]

@@ -118,8 +118,8 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         """Return the items of B indices, gathered at once; a DataLoader calls it for each batch."""
-        rows = torch.as_tensor(indices, dtype=torch.long)
-        batch, masks = self.get_batch(rows), self._load_masks(rows)
+        selected = torch.as_tensor(indices, dtype=torch.long)
+        batch, masks = self.get_batch(selected), self._load_masks(selected)
         items: list[dict[str, Any]] = [{"image": image} for image in batch.images]
         columns: dict[str, Iterable[Any] | None] = {
             "label": None if batch.labels is None else batch.labels.tolist(),
@@ -164,10 +164,10 @@ class ImageDataset(Dataset[dict[str, Any]], ABC):
         """
         if self.labels is None:
             raise InputError("Classes cannot be selected because the images have no labels; give a labeled data set.")
-        rows = torch.isin(self.labels, torch.tensor(classes, device=self.labels.device)).nonzero()[:, 0]
+        positions = torch.isin(self.labels, torch.tensor(classes, device=self.labels.device)).nonzero()[:, 0]
         new_label = self.labels.new_zeros(len(self.classes))
         new_label[list(classes)] = torch.arange(len(classes), device=new_label.device)
-        selected = self.subset(rows.cpu())
+        selected = self.subset(positions.cpu())
         assert selected.labels is not None
         selected.labels, selected.classes = new_label[selected.labels], tuple(self.classes[i] for i in classes)
         return selected
@@ -206,11 +206,11 @@ class InMemoryDataset(ImageDataset):
         return {"images": len(self), "pixels": f"{crc32(self.images.cpu().contiguous().numpy().data):08x}"}
 
     def get_batch(self, indices: Tensor) -> Batch:
-        rows = indices.to(self.device, non_blocking=True)
-        labels = None if self.labels is None else self.labels[rows]
+        on_device = indices.to(self.device, non_blocking=True)
+        labels = None if self.labels is None else self.labels[on_device]
         captions = None if self.captions is None else [self.captions[i] for i in indices.tolist()]
-        factors = {name: factor.labels[rows] for name, factor in self.factors.items()}
-        return Batch(self._load_images(rows), labels, captions, factors or None)
+        factors = {name: factor.labels[on_device] for name, factor in self.factors.items()}
+        return Batch(self._load_images(on_device), labels, captions, factors or None)
 
     def _load_images(self, indices: Tensor) -> Tensor:
         """Gather images (B, 3, S, S) of indices (B,) on the device of the images."""

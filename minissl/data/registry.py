@@ -101,8 +101,8 @@ def load_digits(split: str, image_size: int) -> Images:
     gray = torch.from_numpy(digits.images).float()[:, None] / 16  # (N, 1, 8, 8)
     gray = interpolate(gray, size=(image_size, image_size), mode="bicubic").clamp(0, 1)
     images = (gray * 255).round().to(torch.uint8).expand(-1, 3, -1, -1).contiguous()
-    rows = (torch.arange(len(images)) % 5 == 0) == (split == "test")
-    return Images(images[rows], torch.from_numpy(digits.target)[rows].long(), tuple("0123456789"))
+    in_split = (torch.arange(len(images)) % 5 == 0) == (split == "test")
+    return Images(images[in_split], torch.from_numpy(digits.target)[in_split].long(), tuple("0123456789"))
 
 
 def _check_split(name: str, split: str) -> None:

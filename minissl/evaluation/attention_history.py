@@ -97,5 +97,6 @@ def load_history(path: Path) -> AttentionHistory:
     """
     tensors, header = checkpoint.load_tensors(path)
     if "maps" not in tensors or "steps" not in header:
-        raise InputError(f"{path} is not an attention history; record one with: python -m tests.benchmarks.emergence")
+        command = "python -m tests.benchmarks.attention_history"
+        raise InputError(f"{path} is not an attention history; record one with: {command}")
     return AttentionHistory(tensors["maps"], header["steps"], header["info"])

@@ -196,7 +196,7 @@ class DINOv3(DINOv2):
         return None if self.ema_encoder is not None else super().target_probs(features)
 
     def ema_momentum(self, progress: float) -> float:
-        """Return the momentum, which is constant (section 3.2)."""
+        """Return the momentum of the EMA teacher, which is constant."""
         return self.teacher_momentum
 
     def after_step(self, progress: float) -> None:

@@ -44,18 +44,18 @@ class EMATeacher(nn.Module):
 
     def forward_with_gradient(self, student: nn.Module, *inputs: Any) -> Any:
         """Compute `forward`, but let the gradient flow into the student's weights, as if both were one network."""
-        theirs = dict(student.named_parameters())
-        tied = {name: p + (theirs[name] - theirs[name].detach()) for name, p in self.network.named_parameters()}
-        return functional_call(self.network, tied, inputs)
+        weights = dict(student.named_parameters())
+        shared = {name: p + (weights[name] - weights[name].detach()) for name, p in self.network.named_parameters()}
+        return functional_call(self.network, shared, inputs)
 
     @torch.no_grad()
     def update(self, student: nn.Module, momentum: float) -> None:
-        """theta_t <- m theta_t + (1 - m) theta_s, for all parameters; buffers stay the teacher's own."""
+        """Set theta_t <- m theta_t + (1 - m) theta_s for all parameters; the buffers are not changed."""
         torch._foreach_lerp_(list(self.network.parameters()), list(student.parameters()), 1 - momentum)
 
 
 @torch.no_grad()
 def copy_buffers(target: nn.Module, source: nn.Module) -> None:
-    """Copy running statistics from a trained network to one of which only the parameters follow it."""
-    for ours, theirs in zip(target.buffers(), source.buffers()):
-        ours.copy_(theirs)
+    """Copy running statistics from a trained network to one whose parameters alone are updated from it."""
+    for target_buffer, source_buffer in zip(target.buffers(), source.buffers()):
+        target_buffer.copy_(source_buffer)

@@ -18,25 +18,26 @@ from minissl.methods.base import Method
 from minissl.training.config import Precision
 
 
-def choose_device(name: str | None = None) -> torch.device:
-    """Return the device of this name; without a name cuda, mps or cpu, the first that is available.
+def choose_device(device: str | torch.device | None = None) -> torch.device:
+    """Return a device by its name; without a name cuda, mps or cpu, the first that is available.
 
     Raises:
         InputError: if the device is unknown, or not available on this machine.
     """
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    name = None if device is None else str(device)
     kind = (name or next(kind for kind, yes in available.items() if yes)).split(":")[0]
     if kind not in available:
         raise InputError(f"--device {name} is unknown; choose cuda, mps or cpu.")
     if not available[kind]:
         raise InputError(f"--device {name} is not available to this PyTorch; leave --device out, or use --device cpu.")
     try:
-        device = torch.device(name or kind)
+        chosen = torch.device(name or kind)
     except RuntimeError:
         raise InputError(f"--device {name} is unknown; choose cuda, cuda:1, mps or cpu.") from None
-    if kind == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if kind == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise InputError(f"--device {name} does not exist; this machine has {torch.cuda.device_count()}, from cuda:0.")
-    return device
+    return chosen
 
 
 def choose_precision(name: Precision, device: torch.device) -> Precision:

@@ -89,7 +89,7 @@ class _Trained:
 def start_run(
     run: RunConfig,
     output_dir: Path,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     resume: bool = False,
     loggers: Sequence[Logger] = (),
 ) -> Run:
@@ -98,7 +98,7 @@ def start_run(
     Args:
         run: the options.
         output_dir: the run directory; it is created.
-        device: name of the device; None chooses.
+        device: the device or its name; None chooses.
         resume: continue the run that is in the directory.
         loggers: receive the same metrics as log.jsonl.
 
@@ -124,7 +124,7 @@ def train(
     output_dir: str | Path | None = None,
     *,
     test_set: Dataset[Any] | None = None,
-    device: str | None = None,
+    device: str | torch.device | None = None,
     resume: bool = False,
     loggers: Sequence[Logger] = (),
 ) -> Run:
@@ -141,7 +141,7 @@ def train(
         config: hyperparameters; None for the defaults.
         output_dir: the run directory; None for runs/METHOD.
         test_set: test images, as `dataset`; without them there are neither metrics nor figures.
-        device: name of the device; None chooses.
+        device: the device or its name; None chooses.
         resume: continue the run that is in the directory; method and data set have to be the same.
         loggers: receive the same metrics as log.jsonl.
 
@@ -293,9 +293,8 @@ def _fit(
 
     def evaluate(encoder: Encoder) -> dict[str, float]:
         if test_subset is None:
-            return {
-                "rank_me": rank_me(extract_features(encoder, train_subset, run.crop_size, pooling=run.feature_pooling))
-            }
+            features = extract_features(encoder, train_subset, run.crop_size, pooling=run.feature_pooling)
+            return {"rank_me": rank_me(features)}
         return quick_evaluation(encoder, train_subset, test_subset, run.crop_size, run.feature_pooling)
 
     trainer.fit(

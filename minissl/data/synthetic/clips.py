@@ -100,9 +100,9 @@ def _render(draws: Tensor, size: int, time: Tensor) -> Clip:
     image, _ = draw_clutter(image, masks, at, clutter, 0)
     count = 1 + int(rng.integer(MAX_OBJECTS)[0])
     for number in range(1, MAX_OBJECTS + 1):  # from back to front
-        thing = _sample_moving_object(rng, time, (0.35 + 0.05 * number, 0.48 + 0.06 * number))
+        obj = _sample_moving_object(rng, time, (0.35 + 0.05 * number, 0.48 + 0.06 * number))
         if number <= count:
-            image, parts = draw_object(image, torch.zeros_like(masks), at, thing)
+            image, parts = draw_object(image, torch.zeros_like(masks), at, obj)
             masks = torch.where(parts > 0, number, masks)
     occluders = _spread(sample_clutter(rng, 2, 0.5, (0.16, 0.3), (-1.0, -0.5)))
     image, masks = draw_clutter(image, masks, at, occluders, 0)

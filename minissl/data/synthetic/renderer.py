@@ -99,69 +99,69 @@ def draw_background(
     x, y = at
     image = x.new_empty(len(x), 3, *x.shape[1:])
     for i in place.unique().tolist():
-        rows = (place == i).nonzero()[:, 0]
+        indices = (place == i).nonzero()[:, 0]
         draw = list(BACKGROUNDS.values())[i]
-        image[rows] = draw(x[rows], y[rows], per_scene(horizon[rows]), variation[:, rows].reshape(3, -1, 1, 1))
+        image[indices] = draw(
+            x[indices], y[indices], per_scene(horizon[indices]), variation[:, indices].reshape(3, -1, 1, 1)
+        )
     return torch.lerp(image, haze[..., None, None], per_scene(haze_fraction)[:, None])
 
 
 def draw_clutter(image: Tensor, regions: Tensor, at: Canvas, clutter: Clutter, code: int) -> tuple[Tensor, Tensor]:
     """Draw small shapes over images, and set `regions` (B, S, S) to `code` where they are; both change in place."""
     for m in range(clutter.x.shape[1]):
-        rows = (clutter.size[:, m] > 0).nonzero()[:, 0]
-        if not len(rows):
+        indices = (clutter.size[:, m] > 0).nonzero()[:, 0]
+        if not len(indices):
             continue
         fields = (clutter.x, clutter.y, clutter.size, clutter.roundness)
-        x, y, size, roundness = (per_scene(t[rows, m]) for t in fields)
-        dx, dy = ((at[0][rows] - x) / size).abs(), ((at[1][rows] - y) / size).abs()
+        x, y, size, roundness = (per_scene(t[indices, m]) for t in fields)
+        dx, dy = ((at[0][indices] - x) / size).abs(), ((at[1][indices] - y) / size).abs()
         distance = torch.lerp(dx + dy, torch.sqrt(dx * dx + dy * dy), roundness) - 1
-        cover = (0.5 - distance * size * resolution((at[0][rows], at[1][rows]))).clamp(0, 1)
-        shade = (1 + 0.15 * (at[1][rows] - y) / size).clamp(0.7, 1.15) * (1 - 0.4 * (distance > -0.2))
-        image[rows] = paint(image[rows], cover, clutter.color[rows, m][..., None, None] * shade[:, None])
-        regions[rows] = torch.where(cover > 0.5, code, regions[rows])
+        cover = (0.5 - distance * size * resolution((at[0][indices], at[1][indices]))).clamp(0, 1)
+        shade = (1 + 0.15 * (at[1][indices] - y) / size).clamp(0.7, 1.15) * (1 - 0.4 * (distance > -0.2))
+        image[indices] = paint(image[indices], cover, clutter.color[indices, m][..., None, None] * shade[:, None])
+        regions[indices] = torch.where(cover > 0.5, code, regions[indices])
     return image, regions
 
 
-def draw_object(image: Tensor, parts: Tensor, at: Canvas, thing: SceneObject) -> tuple[Tensor, Tensor]:
+def draw_object(image: Tensor, parts: Tensor, at: Canvas, obj: SceneObject) -> tuple[Tensor, Tensor]:
     """Draw an object over images: its shadow, cues of its action, its parts from back to front.
 
     Args:
         image: (B, 3, S, S), changed in place.
         parts: (B, S, S) uint8, changed in place: 1 + i where the i-th part of the object is visible.
         at: the canvas.
-        thing: the object.
+        obj: the object.
     """
-    for object_class in thing.object_class[thing.present].unique().tolist():
-        rows = (thing.present & (thing.object_class == object_class)).nonzero()[:, 0]
-        selected, local = SceneObject(*(t[rows] for t in thing)), (at[0][rows], at[1][rows])
+    for object_class in obj.object_class[obj.present].unique().tolist():
+        indices = (obj.present & (obj.object_class == object_class)).nonzero()[:, 0]
+        selected, local = SceneObject(*(t[indices] for t in obj)), (at[0][indices], at[1][indices])
         pixels = per_scene(selected.scale) * resolution(local)
-        new_image, new_parts = _draw_action_cues(image[rows], local, selected), parts[rows]
+        new_image, new_parts = _draw_action_cues(image[indices], local, selected), parts[indices]
         _draw_parts(new_image, new_parts, _to_object_frame(local, selected), pixels, selected, object_class)
-        image[rows], parts[rows] = new_image, new_parts
+        image[indices], parts[indices] = new_image, new_parts
     return image, parts
 
 
-def _has_action(thing: SceneObject, action: str) -> Tensor:
+def _has_action(obj: SceneObject, action: str) -> Tensor:
     """Return 1 where the object does `action`, else 0, (B, 1, 1) float64."""
-    return per_scene((thing.action == ACTIONS.index(action)).double())
+    return per_scene((obj.action == ACTIONS.index(action)).double())
 
 
-def _to_object_frame(at: Canvas, thing: SceneObject) -> Canvas:
+def _to_object_frame(at: Canvas, obj: SceneObject) -> Canvas:
     """Transform a canvas to the object's frame: x to its front, y up, the object within [-1, 1]."""
-    jumping, racing, sleeping = (_has_action(thing, action) for action in ("jumping", "racing", "sleeping"))
-    x = (at[0] - per_scene(thing.x)) / per_scene(thing.scale) * per_scene(thing.direction)
-    y = (at[1] - per_scene(thing.y + thing.elevation)) / per_scene(thing.scale)
-    c, s = torch.cos(per_scene(thing.angle)), torch.sin(per_scene(thing.angle))
+    jumping, racing, sleeping = (_has_action(obj, action) for action in ("jumping", "racing", "sleeping"))
+    x = (at[0] - per_scene(obj.x)) / per_scene(obj.scale) * per_scene(obj.direction)
+    y = (at[1] - per_scene(obj.y + obj.elevation)) / per_scene(obj.scale)
+    c, s = torch.cos(per_scene(obj.angle)), torch.sin(per_scene(obj.angle))
     x, y = c * x + s * y, c * y - s * x
-    x = (x - 0.45 * racing * y) / per_scene(thing.width) / (1 + 0.12 * sleeping)
+    x = (x - 0.45 * racing * y) / per_scene(obj.width) / (1 + 0.12 * sleeping)
     return x, (y + 0.32 * sleeping) / (1 - 0.4 * sleeping) / (1 + 0.12 * jumping)
 
 
-def _draw_parts(
-    image: Tensor, parts: Tensor, at: Canvas, pixels: Tensor, thing: SceneObject, object_class: int
-) -> None:
+def _draw_parts(image: Tensor, parts: Tensor, at: Canvas, pixels: Tensor, obj: SceneObject, object_class: int) -> None:
     """Draw the parts into `image` and `parts`, in place, at the P pixels near the object only."""
-    main = (torch.tensor(list(COLORS.values()), dtype=torch.float64)[thing.color] + thing.tint).clamp(0, 1)  # (B, 3)
+    main = (torch.tensor(list(COLORS.values()), dtype=torch.float64)[obj.color] + obj.tint).clamp(0, 1)  # (B, 3)
     paints = {"main": main, "dark": 0.68 * main, "light": 0.5 + 0.5 * main}
     near = (at[0].abs() < 1.15) & (at[1].abs() < 1.15)  # an object lies within [-1, 1], its soft edge slightly outside
     where = near.flatten().nonzero()[:, 0]  # (P,)
@@ -184,19 +184,19 @@ def _draw_parts(
     parts.view(-1).index_copy_(0, where, visible_part)
 
 
-def _draw_action_cues(image: Tensor, at: Canvas, thing: SceneObject) -> Tensor:
+def _draw_action_cues(image: Tensor, at: Canvas, obj: SceneObject) -> Tensor:
     """Draw what shows the action besides the pose: a shadow; speed lines, arcs of rotation, or bubbles of sleep."""
-    x = (at[0] - per_scene(thing.x)) / per_scene(thing.scale)
-    y = (at[1] - per_scene(thing.y + thing.elevation)) / per_scene(thing.scale)
-    floor = -0.95 - per_scene(thing.elevation / thing.scale)
-    floor = floor - 0.15 * _has_action(thing, "tumbling") + 0.2 * _has_action(thing, "sleeping")
+    x = (at[0] - per_scene(obj.x)) / per_scene(obj.scale)
+    y = (at[1] - per_scene(obj.y + obj.elevation)) / per_scene(obj.scale)
+    floor = -0.95 - per_scene(obj.elevation / obj.scale)
+    floor = floor - 0.15 * _has_action(obj, "tumbling") + 0.2 * _has_action(obj, "sleeping")
     shadow = 1 - (x / 0.9) ** 2 - ((y - floor) / 0.16) ** 2
     image = paint(image, 0.35 * (4 * shadow).clamp(0, 1), rgb(0.05, 0.05, 0.1))
     for action, cue in _ACTION_CUES.items():
-        rows = (thing.action == ACTIONS.index(action)).nonzero()[:, 0]
-        if len(rows):
-            cover = cue(x[rows] * per_scene(thing.direction[rows]), x[rows], y[rows])
-            image[rows] = paint(image[rows], 0.8 * cover.double(), rgb(0.98, 0.99, 1.0))
+        indices = (obj.action == ACTIONS.index(action)).nonzero()[:, 0]
+        if len(indices):
+            cover = cue(x[indices] * per_scene(obj.direction[indices]), x[indices], y[indices])
+            image[indices] = paint(image[indices], 0.8 * cover.double(), rgb(0.98, 0.99, 1.0))
     return image
 
 

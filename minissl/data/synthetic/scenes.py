@@ -167,13 +167,13 @@ def render_all(draws: Tensor, factors: dict[str, Tensor], size: int) -> Renderin
     order = torch.argsort(factors["object"] * len(BACKGROUNDS) + factors["place"], stable=True)
     out = Rendering(*(torch.empty(len(draws), *shape, size, size, dtype=torch.uint8) for shape in ((3,), (), ())))
 
-    def render_rows(rows: Tensor) -> None:
-        rendering = render(draws[rows], {name: labels[rows] for name, labels in factors.items()}, size)
+    def render_chunk(indices: Tensor) -> None:
+        rendering = render(draws[indices], {name: labels[indices] for name, labels in factors.items()}, size)
         for whole, part in zip(out, rendering):
-            whole[rows] = part
+            whole[indices] = part
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(render_rows, order.split(max(1, CHUNK_PIXELS // size**2))))
+        list(pool.map(render_chunk, order.split(max(1, CHUNK_PIXELS // size**2))))
     return out
 
 
