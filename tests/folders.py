@@ -44,6 +44,3 @@ class _FullMemory:
 def small_memory() -> AbstractContextManager[object]:
     """Pretend that 1,000 bytes of memory are free."""
     return patch.object(psutil, "virtual_memory", _FullMemory)
-
-
-picture = write_image

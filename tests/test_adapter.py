@@ -254,7 +254,7 @@ def test_a_data_set_without_length_indices_or_images_is_refused(dataset, message
         ("cat.png", "item 2 is of type str"),
         (None, "item 2 is missing"),
         ((), "Item 2 is an empty tuple"),
-        ({"picture": COLOR}, "Item 2 is a dict with the keys 'picture'"),
+        ({"photo": COLOR}, "Item 2 is a dict with the keys 'photo'"),
         (np.zeros((3, 20, 28), np.uint8), r"item 2 is an array uint8 \(3, 20, 28\)"),
         (torch.zeros(20, 28, 3), r"item 2 is a tensor float32 \(20, 28, 3\)"),
         (torch.zeros(3, 8, 8, dtype=torch.int64), "item 2 is a tensor int64"),

@@ -93,7 +93,7 @@ def small_dataset(self, split):
 
 
 @pytest.mark.parametrize("limit", [recorder.MAX_BYTES, 0])
-def test_a_training_is_recorded(monkeypatch, limit):
+def test_a_training_is_recorded(monkeypatch, max_bytes):
     monkeypatch.setattr(RunConfig, "load_dataset", small_dataset)
     monkeypatch.setattr(recorder, "NUM_HEAD_IMAGES", 8)
     monkeypatch.setattr(recorder, "MAX_BYTES", limit)
@@ -103,7 +103,7 @@ def test_a_training_is_recorded(monkeypatch, limit):
     history, layers = recorder.record(run, args.split(), 3)
     assert layers.maps.shape[0] == len(layers.steps) == len(layers.info["attention_fractions"]) == 2
     assert history.steps == [1, 2, 6]
-    assert history.maps.shape == (3, 16, 1 if limit == 0 else 4, 8, 8)
+    assert history.maps.shape == (3, 16, 1 if max_bytes == 0 else 4, 8, 8)
     assert history.info["head"] < history.maps.shape[2]
     assert [len(row) for row in history.info["attention_fractions"]] == [4] * 3
     assert history.info["command"].startswith("dino --image_size 16")

@@ -78,12 +78,12 @@ def test_pages_render(book, chromium, width):
 @pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
 def test_search_finds_a_page(book, chromium, width):
     with window(chromium, width) as (page, errors):
-        page.goto((book / "2_clip.html").as_uri())
+        page.goto((book / "chapters/2_clip.html").as_uri())
         page.locator("button[aria-label=Search]:visible").click()
         page.keyboard.type("Sinkhorn")
         page.keyboard.press("Enter")
         page.locator("#search-results a", has_text="DINOv2").click()
-        page.wait_for_url("**/3_4_dinov2.html*")
+        page.wait_for_url("**/chapters/3_4_dinov2.html*")
         assert errors == []
 
 

@@ -11,7 +11,7 @@ import torch
 from minissl import __version__
 from minissl.cli import main, parse_run
 from minissl.training.checkpoint import load_tensors
-from tests.folders import TINY, class_folders, flat_folder, picture
+from tests.folders import TINY, class_folders, flat_folder, write_image
 
 RUN_FILES = {"config.json", "log.jsonl", "checkpoint.safetensors", "encoder.safetensors", "metrics.json",
              "attention.png", "pca.png", "curves.png", "collapse.png"}  # fmt: skip
@@ -110,7 +110,7 @@ def test_folders_without_images_are_refused(capsys, tmp_path):
 
 
 def test_an_image_smaller_than_a_crop_is_named(capsys, labeled, tmp_path):
-    picture(labeled / "train" / "cat" / "small.png", size=(12, 40))
+    write_image(labeled / "train" / "cat" / "small.png", size=(12, 40))
     words = ["train", "dino", *TINY, "--data", f"folder:{labeled}", "--out", tmp_path / "run"]
     assert "small.png" in refused(capsys, words, tmp_path / "run")
 

@@ -124,8 +124,8 @@ def test_a_factor_can_become_the_label(dataset):
         assert relabeled.classes == factor.classes
         assert torch.equal(expected(relabeled), expected(dataset))
         assert not torch.equal(dataset.labels, factor.labels) or name == "object"
-    with pytest.raises(InputError, match="colour"):
-        dataset.with_labels("colour")
+    with pytest.raises(InputError, match="colr"):
+        dataset.with_labels("colr")
 
 
 def test_a_device_gets_all_that_is_known(dataset):

@@ -109,7 +109,7 @@ def test_a_full_disk_keeps_the_previous_figures(copied, capsys, monkeypatch):
     assert read_files(copied) == before
 
 
-UNWRITABLE = Path("/sys")  # on Linux nobody can create a file here, not even root
+UNWRITABLE = Path("/sys")  # on Linux no user can create a file here, not even root
 
 
 @pytest.mark.skipif(not (UNWRITABLE / "kernel").is_dir(), reason="there is no such folder")

@@ -42,7 +42,7 @@ def test_fine_tuning_is_reproducible_and_does_not_change_the_encoder(encoder):
 
 
 def test_fine_tuning_learns_a_new_task(encoder):
-    """The new labels permute the old ones, so that the untrained head cannot be right."""
+    """The new labels permute the old ones, so that a randomly initialized head cannot be right."""
     (images, labels), (test_images, test_labels) = squares(30, seed=5), squares(60, seed=6)
     predictions = fine_tune(encoder, images, (labels + 1) % 3, test_images, 16, steps=40, seed=0)
     assert (predictions == (test_labels + 1) % 3).float().mean() > 0.9

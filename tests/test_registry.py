@@ -60,10 +60,10 @@ def test_compositions_are_tested_on_unseen_combinations():
 def test_flickr8k_is_loaded_by_name(tmp_path):
     for i in range(3):
         write_image(tmp_path / "Images" / f"{i}.jpg")
-    lines = [f"{i}.jpg,a picture of {i}\n" for i in range(3)]
+    lines = [f"{i}.jpg,a photo of {i}\n" for i in range(3)]
     (tmp_path / "captions.txt").write_text("image,caption\n" + "".join(lines))
     dataset = load_dataset(f"flickr8k:{tmp_path}", "train", 16)
-    assert dataset.captions == tuple((f"a picture of {i}",) for i in range(3))
+    assert dataset.captions == tuple((f"a photo of {i}",) for i in range(3))
     assert dataset.labels is None
 
 
@@ -90,8 +90,8 @@ def test_every_listed_name_is_known(tmp_path, monkeypatch):
     [
         ("cifar", "'cifar10'"),
         ("scene", "'scenes'"),
-        ("scenes:colour", "'scenes:color'"),
-        ("stl10-unlabelled", "'stl10-unlabeled'"),
+        ("scenes:colr", "'scenes:color'"),
+        ("stl10-unlabeld", "'stl10-unlabeled'"),
         ("folders:x", "'folder'"),
     ],
 )

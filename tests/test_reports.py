@@ -167,8 +167,8 @@ def test_files_of_a_run_are_not_overwritten(runs, capsys):
 def test_an_encoder_file_is_not_a_method_and_unknown_names_are_refused(runs):
     with pytest.raises(InputError, match="clip"):
         pretrained.load_method(runs / "clip")
-    with pytest.raises(InputError, match="scenes/nobody"):
-        pretrained.load_encoder("scenes/nobody")
+    with pytest.raises(InputError, match="scenes/unknown"):
+        pretrained.load_encoder("scenes/unknown")
 
 
 @pytest.mark.parametrize(

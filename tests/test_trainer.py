@@ -35,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 SILENT = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 
 
-def labelled_images(n: int = 8) -> Images:
+def labeled_images(n: int = 8) -> Images:
     return Images(torch.randint(0, 256, (n, 3, 16, 16), dtype=torch.uint8), torch.arange(n) % 2, ("0", "1"))
 
 
@@ -46,7 +46,7 @@ def tiny_dino():
 def test_learn_trains_a_method_that_was_left_in_evaluation_mode():
     method = create_method("transfer", tiny_vit(stem="conv"), crop_size=16, num_classes=2).eval()
     before = {name: x.clone() for name, x in method.named_buffers() if "running_mean" in name}
-    trainer.learn(method, labelled_images(), TrainConfig(batch_size=4, precision="fp32"), steps=2)
+    trainer.learn(method, labeled_images(), TrainConfig(batch_size=4, precision="fp32"), steps=2)
     assert before
     assert all(not torch.equal(x, before[name]) for name, x in method.named_buffers() if name in before)
 
@@ -72,7 +72,7 @@ def test_learn_and_fit_take_the_same_steps(tmp_path):
 
 
 def test_autocast_cache_left_by_an_exception_does_not_reach_the_next_training():
-    data, config = labelled_images(), TrainConfig(batch_size=4, precision="bf16")
+    data, config = labeled_images(), TrainConfig(batch_size=4, precision="bf16")
 
     def train_weights():
         torch.manual_seed(0)

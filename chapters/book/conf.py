@@ -30,7 +30,7 @@ extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.autodoc", "sphinx.ext
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 apidoc_modules = [{"path": "../../minissl", "destination": "docs/api",
-                   "separate_modules": True, "module_first": True, "automodule_options": {"members", "show-inheritance"},
+                   "separate_modules": True, "module_first": True, "automodule_options": {"members", "show-inheritance", "ignore-module-all"},
                    "exclude_patterns": ["**/__main__.py"]}]  # fmt: skip
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give shapes and ranges

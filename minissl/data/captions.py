@@ -1,4 +1,4 @@
-"""Photographs with captions written by people: Flickr8k and COCO, in the folders in which they are published.
+"""Photographs with captions written by people: Flickr8k and COCO, in the folders in which they are published::
 
     flickr8k:PATH   Images/ or Flicker8k_Dataset/ next to captions.txt (a table: image,caption) or Flickr8k.token.txt
                     (name#number, a tab, the caption); optionally all three of Flickr_8k.trainImages.txt, dev and test

@@ -43,7 +43,7 @@ def get_method_class(name: str) -> type[Method]:
 
 
 def method_options(method_class: type[Method]) -> dict[str, Parameter]:
-    """Return the options of a method by name, those it passes on to its base class (as **options) included."""
+    """Return the options of a method by name, those it passes on to its base class (as `**options`) included."""
     options: dict[str, Parameter] = {}
     for ancestor in method_class.__mro__:
         if "__init__" not in vars(ancestor):

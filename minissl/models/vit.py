@@ -292,7 +292,7 @@ def vit(name: str = "small", patch_size: int = 16, image_size: int = 224, *, dep
     """Build a ViT by name.
 
     Args:
-        name: one of `SIZES`, with or without "vit_" before it.
+        name: one of `SIZES`, with or without `vit_` before it.
         patch_size: p; a power of two for the conv stem.
         image_size: side in pixels of the training images; others are possible later.
         depth: number of blocks; 0 takes that of the name.

@@ -52,11 +52,11 @@ def clip_grad_per_tensor(parameters: list[nn.Parameter], max_norm: float) -> Non
 class LARS(torch.optim.Optimizer):
     """SGD with a learning rate adapted to each layer, for very large batches of a convolutional network.
 
-    You et al., Large Batch Training of Convolutional Networks, 2017 (arXiv:1708.03888), as SimCLR uses it:
+    You et al., Large Batch Training of Convolutional Networks, 2017 (arXiv:1708.03888), as SimCLR uses it::
 
-    g <- gradient + weight decay * w;  r = trust |w| / |g|;  v <- momentum v + lr r g;  w <- w - v.
+        g <- gradient + weight decay * w;  r = trust |w| / |g|;  v <- momentum v + lr r g;  w <- w - v.
 
-    r is 1 for vectors (biases, norms), and where |w| or |g| is 0.
+    r is 1 for vectors (biases, norms), and where the norm of w or of g is 0.
 
     Args:
         params: parameters, or groups of them.

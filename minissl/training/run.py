@@ -1,11 +1,11 @@
-"""A run and its directory: from options to a trained encoder, its metrics and figures.
+"""A run and its directory: from options to a trained encoder, its metrics and figures::
 
-runs/NAME/config.json              the options, and the plan that was measured at the start
-          log.jsonl                terms of the loss and evaluations, one JSON object per line
-          checkpoint.safetensors   everything needed to continue; checkpoint.previous.safetensors is the one before
-          encoder.safetensors      the trained encoder; `hub.pretrained.load_encoder` reads it
-          metrics.json             evaluation of the trained encoder and of the same encoder with random weights
-          *.png                    attention, PCA of patch features, training curves, collapse
+    runs/NAME/config.json              the options, and the plan that was measured at the start
+              log.jsonl                terms of the loss and evaluations, one JSON object per line
+              checkpoint.safetensors   everything needed to continue; checkpoint.previous.safetensors is the one before
+              encoder.safetensors      the trained encoder; `hub.pretrained.load_encoder` reads it
+              metrics.json             evaluation of the trained encoder and of the same encoder with random weights
+              *.png                    attention, PCA of patch features, training curves, collapse
 
 The command line describes a run by a RunConfig, see `start_run`. In Python a method and a data set are given, see
 `train`. Both lead to the same directory and can be resumed.
