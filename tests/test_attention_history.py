@@ -92,11 +92,11 @@ def small_dataset(self, split):
     return Images(torch.randint(0, 256, (24, 3, 16, 16), generator=generator).byte(), masks=masks)
 
 
-@pytest.mark.parametrize("limit", [recorder.MAX_BYTES, 0])
+@pytest.mark.parametrize("max_bytes", [recorder.MAX_BYTES, 0])
 def test_a_training_is_recorded(monkeypatch, max_bytes):
     monkeypatch.setattr(RunConfig, "load_dataset", small_dataset)
     monkeypatch.setattr(recorder, "NUM_HEAD_IMAGES", 8)
-    monkeypatch.setattr(recorder, "MAX_BYTES", limit)
+    monkeypatch.setattr(recorder, "MAX_BYTES", max_bytes)
     args = "dino --image_size 16 --crop_size 16 --local_crop_size 8 --encoder.patch_size 8 --num_prototypes 32"
     args += " --hidden_dim 16 --bottleneck_dim 8 --batch_size 8 --minutes 0 --epochs 2 --encoder.depth 2"
     run, _ = parse_run([*args.split(), "--device", "cpu", "--preset", "cpu"])

@@ -175,10 +175,10 @@ def test_the_documentation_has_the_photographs_board_beside_published_numbers():
 def test_the_documentation_has_dino_beside_lightlys_for_every_seed():
     results = read_json("cifar10_dino.json")
     knn = {name: [100 * by_seed["knn"] for by_seed in results[name].values()] for name in ("minissl", "lightly")}
-    text = documentation()
+    text = " ".join(documentation().split())
     for values in knn.values():
         seeds = ", ".join(f"{value:.1f}" for value in values)
-        assert f"k-NN {statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({seeds})" in text
+        assert f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f} ({seeds}" in text
     assert min(knn["minissl"]) > max(knn["lightly"])
 
 

@@ -332,8 +332,8 @@ def _rebuild_trained(run: RunConfig, initial: Method, output_dir: Path) -> _Trai
     """Load the weights of a finished run into a copy of the method that was made in Python."""
     method = copy.deepcopy(initial)
     checkpoint.load_method_state(output_dir / "checkpoint.safetensors", method)
-    initial.eval().requires_grad_(False)
-    method.eval().requires_grad_(False)
+    for each in (initial, method):
+        each.cpu().eval().requires_grad_(False)
     text_method = method if isinstance(method, ImageTextMethod) else None
     if run.encoder["name"] == CUSTOM:
         return _Trained(method.encoder, initial.encoder, "initial", text_method)

@@ -78,7 +78,7 @@ def attention_layers_figure(encoder: Encoder, images: Tensor, image_size: int, l
 
 
 def attention_masks_figure(images: Tensor, maps: Tensor, masks: Tensor, mass: float = 0.6) -> Figure:
-    """Draw each image, its mask, and where `mass` of the attention is, colored by whether it is on the object.
+    """Draw each image, its mask, and where `mass` of the attention is, in a color for hits, misses and false alarms.
 
     Args:
         images: (n, 3, H, W), uint8 or float in [0, 1].
