@@ -117,6 +117,8 @@ test-fast: $(if $(READY),.venv/ready-test)  ## run the fast tests, at most two m
 check: $(if $(READY),.venv/ready-test)  ## check format and lint
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 format: $(if $(READY),.venv/ready-test)  ## format, and fix what lint can fix
 	$(PYTHON) -m ruff format .
