@@ -1,7 +1,7 @@
 """Entry points for torch.hub: `torch.hub.load(PATH_OF_THIS_FOLDER, "scenes_dino", source="local")`.
 
-`encoder` takes what `minissl.load_encoder` takes; `scenes_NAME` are the encoders in data/checkpoints, trained on Scenes.
-All return encoders in evaluation mode that map normalized images (B, 3, H, W) to Tokens.
+`encoder` takes what `minissl.load_encoder` takes; `scenes_NAME` are the encoders in data/checkpoints, trained on the
+synthetic data set Scenes. All return encoders in evaluation mode that map normalized images (B, 3, H, W) to Tokens.
 """
 
 from functools import partial as _partial

@@ -1,8 +1,8 @@
 """The command line: `minissl COMMAND ...`, also `python -m minissl COMMAND ...`.
 
-Every option of `train` is an argument of the method's constructor, of `models.factory.create_encoder` (as --encoder.NAME)
-or of `training.config.TrainConfig`. Their defaults are the paper's; a preset replaces those that need other hardware.
-Modules are imported by the command that needs them, so that --help and errors come at once.
+Every option of `train` is an argument of the method's constructor, of `models.factory.create_encoder` (as
+--encoder.NAME) or of `training.config.TrainConfig`. Their defaults are the paper's; a preset replaces those that need
+other hardware. Modules are imported by the command that needs them, so that --help and errors come at once.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def _dataset_stats(options: Namespace) -> DatasetStats:
         return stats
     if options.train and options.resume and has_run:
         raise InputError(
-            f"{options.out} holds a run that `recommend` did not start; continue it with train, or choose another --out."
+            f"{options.out} holds a run that `recommend` did not start; continue with train, or choose another --out."
         )
     if options.train and has_run:
         raise InputError(f"{options.out} already holds a run; continue it with --resume, or choose another --out.")

@@ -111,4 +111,6 @@ def test_frames_are_encoded_one_by_one(size):
     if size == (16, 16):
         assert torch.equal(torch.stack(patches), encoder(normalize(frames)).patches)
     else:
-        assert torch.equal(torch.stack(list(frame_patch_features(encoder, frames.float() / 255, size))), torch.stack(patches))
+        assert torch.equal(
+            torch.stack(list(frame_patch_features(encoder, frames.float() / 255, size))), torch.stack(patches)
+        )

@@ -35,9 +35,7 @@ def words_of_python(source: str) -> str:
     """Strings and comments of a source, and its names with underscores as spaces."""
     parts = []
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type == tokenize.NAME:
-            parts.append(token.string.replace("_", " "))
-        elif token.type in (tokenize.STRING, tokenize.COMMENT) or tokenize.tok_name[token.type].startswith("FSTRING"):
+        if tokenize.tok_name[token.type].startswith(("NAME", "STRING", "COMMENT", "FSTRING")):
             parts.append(token.string.replace("_", " "))
     return "\n".join(parts)
 
@@ -66,7 +64,9 @@ def test_banned_words_do_not_come_back():
     assert {name: words for name, words in found.items() if words} == {}
 
 
-@pytest.mark.parametrize("sentence", ["Find the partner.", "The colour of the centre", "pictures of cats", "From nothing"])
+@pytest.mark.parametrize(
+    "sentence", ["Find the partner.", "The colour of the centre", "pictures of cats", "From nothing"]
+)
 def test_a_banned_word_is_found(sentence):
     assert BANNED.search(sentence)
 

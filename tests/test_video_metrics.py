@@ -8,7 +8,7 @@ import torch
 from scipy.ndimage import binary_dilation
 
 from minissl.errors import InputError
-from minissl.evaluation import temporal_coherence, half_clip_retrieval, j_and_f, segment_clip
+from minissl.evaluation import half_clip_retrieval, j_and_f, segment_clip, temporal_coherence
 from minissl.evaluation.video_metrics import mask_boundary
 
 T, H, W = 5, 40, 150  # a diagonal of 155.2: two pixels of tolerance

@@ -116,7 +116,7 @@ def test_every_axis_is_labeled(figures):
             for direction, label in (("x", axis.get_xlabel()), ("y", any(a.get_ylabel() for a in shared))):
                 ticks = getattr(axis, f"get_{direction}ticks")()
                 names = [t.get_text() for t in getattr(axis, f"get_{direction}ticklabels")()]
-                is_named = any(n.strip("-−0123456789.") for n in names)
+                is_named = any(n.strip("-\u22120123456789.") for n in names)
                 is_image_map = bool(axis.images) and name == "results_table_figure"
                 is_colorbar = axis.get_label() == "<colorbar>" and bool(axis.get_ylabel())
                 if axis.axison and len(ticks) and not (is_named or is_image_map or is_colorbar):

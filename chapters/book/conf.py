@@ -14,9 +14,11 @@ from pathlib import Path
 
 CHAPTERS = Path(__file__).parent.parent
 LESSONS = sorted(f"chapters/{path.stem}" for path in CHAPTERS.glob("*.ipynb"))
-DOCS = ["results", "parity", "your_images", "pretrained_weights", "tracking", "distributed", "adding_a_method", "teaching",
-        "glossary"]  # fmt: skip
-REDIRECT = '<!doctype html><meta charset="utf-8"><title>minissl</title><meta http-equiv="refresh" content="0; url={0}">\n<a href="{0}">minissl</a>\n'
+DOCS = "results parity your_images pretrained_weights tracking distributed adding_a_method teaching glossary".split()
+REDIRECT = (
+    '<!doctype html><meta charset="utf-8"><title>minissl</title><meta http-equiv="refresh" content="0; url={0}">'
+    '<a href="{0}">minissl</a>\n'
+)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STILL = "*This page has no widgets; open the notebook in JupyterLab to use them. A still image is beside this cell.*"
 
@@ -29,9 +31,16 @@ include_patterns = ["chapters/*.ipynb", "chapters/solutions/*.ipynb", "docs/*.md
 extensions = ["myst_nb", "sphinx.ext.mathjax", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.apidoc"]
 myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
-apidoc_modules = [{"path": "../../minissl", "destination": "docs/api",
-                   "separate_modules": True, "module_first": True, "automodule_options": {"members", "show-inheritance", "ignore-module-all"},
-                   "exclude_patterns": ["**/__main__.py"]}]  # fmt: skip
+apidoc_modules = [
+    {
+        "path": "../../minissl",
+        "destination": "docs/api",
+        "separate_modules": True,
+        "module_first": True,
+        "automodule_options": {"members", "show-inheritance", "ignore-module-all"},
+        "exclude_patterns": ["**/__main__.py"],
+    }
+]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # the docstrings give shapes and ranges
 default_role = "code"
@@ -85,7 +94,9 @@ def prepare(app, name: str, source: list[str]) -> None:
     if name == root_doc:
         solutions = sorted(f"/chapters/solutions/{path.stem}" for path in CHAPTERS.glob("solutions/*.ipynb"))
         text = contents("Chapters", [f"/{lesson}" for lesson in LESSONS[1:]]) + contents("Solutions", solutions)
-        text += contents("Documentation", ["/docs/index", *(f"/docs/{page}" for page in DOCS), "/data/README", "/docs/api/modules"])
+        text += contents(
+            "Documentation", ["/docs/index", *(f"/docs/{page}" for page in DOCS), "/data/README", "/docs/api/modules"]
+        )
         notebook["cells"].append({"cell_type": "markdown", "id": "contents", "metadata": {}, "source": text})
     source[0] = json.dumps(notebook)
 

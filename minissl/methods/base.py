@@ -1,10 +1,10 @@
-"""The interface between a method and everything around it: the training loop, evaluation, reports and export.
+"""Define the interface between a method and the code around it: training loop, evaluation, reports and export.
 
 A method holds its networks, makes its own views of a batch and computes its loss. It knows neither the training loop
 nor the data set. To add a method, write one file with one subclass of `Method`. Put it into `minissl/methods/`, or
 train it from any path with `minissl train ./mine.py`.
 
-Shapes: B images, N features, D the encoder's width, K prototypes, E the shared embedding space.
+Shapes: B images, N features, D the encoder's width, K prototypes, E dimensions of the shared embedding space.
 """
 
 from abc import ABC, abstractmethod
@@ -24,10 +24,11 @@ class Method(nn.Module, ABC):
         presets: for "cpu" and "gpu" the values that differ from the defaults of the constructor, of
             `models.factory.create_encoder` (as "encoder.NAME") and of `training.config.TrainConfig`.
         required_fields: fields of a `Batch` that the loss needs besides images.
-        feature_pooling: which tokens make an image's feature: the class token, or it and the mean patch token.
+        feature_pooling: tokens that make an image's feature: "cls", the class token (D), or "both", it and the mean patch
+            token (2D).
         supports_grad_accumulation: whether the loss is a mean over images, so that a batch can be split into parts.
         requires_pretrained_encoder: whether the encoder has to be given trained weights.
-        config: name and options that build it again; None for a method built in another way.
+        config: name and options with which `create_method` builds it again; None for a method built in another way.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"cpu": {}, "gpu": {}}
@@ -39,13 +40,18 @@ class Method(nn.Module, ABC):
 
     @property
     def encoder(self) -> Encoder:
-        """The network that is evaluated and exported; by default the submodule of this name."""
+        """Return the network that is evaluated and exported; by default the submodule called `encoder`."""
         encoder = self._modules["encoder"]
         assert isinstance(encoder, Encoder)
         return encoder
 
     def prepare(self, dataset: Any) -> None:
-        """Look at the training set once, before the first step. What is learned here belongs into the state dict.
+        """Check the training set before the first step, and compute from it what the method needs, as a tokenizer.
+
+        What is computed has to be in the state dict, so that checkpoints hold it.
+
+        Args:
+            dataset: the training set, an `ImageDataset`.
 
         Raises:
             InputError: if the method cannot be trained on this data set.
@@ -57,19 +63,29 @@ class Method(nn.Module, ABC):
         """Compute the loss of a batch.
 
         Args:
-            batch: on the method's device.
-            progress: fraction of the run that is done, in [0, 1].
+            batch: on the method's device; its images are (B, 3, H, W) uint8.
+            progress: fraction of the run that is done before this step, in [0, 1].
 
         Returns:
-            Scalars on the device: "loss", which is minimized, and named terms to log.
+            Scalars on the device by name: "loss", which is minimized, and further terms to log.
         """
 
     def after_step(self, progress: float) -> None:
-        """Update what the optimizer does not, after each step: an EMA teacher, a Gram teacher."""
+        """Update, after each step, what the optimizer does not: an EMA teacher, a Gram teacher, a bound of a parameter.
+
+        Args:
+            progress: as for `loss`.
+        """
         del progress
 
     def num_candidates(self, batch_size: int) -> dict[str, int]:
-        """Return the number of classes N that each softmax term distinguishes; its chance level is ln N."""
+        """Return the number of classes N of each softmax, by the name of its term in `loss`.
+
+        A cross-entropy is ln N at chance level; an entropy, such as "teacher_entropy", is ln N if it is uniform.
+
+        Args:
+            batch_size: images per step, over all processes.
+        """
         del batch_size
         return {}
 
@@ -78,7 +94,7 @@ class Method(nn.Module, ABC):
         return {}
 
     def target_probs(self, features: Tensor) -> Tensor | None:
-        """Return the teacher's target probabilities (N, K) for features (N, D) of `encoder`; None if there are none."""
+        """Return the teacher's target probabilities (N, K) for features (N, D) of `encoder`; None without a teacher."""
         del features
         return None
 
@@ -96,15 +112,15 @@ class ImageTextMethod(Method):
     """Base class of methods that embed images and sentences into one space.
 
     Attributes:
-        logit_scale: scalar, logarithm of the factor on cosines.
+        logit_scale: scalar, natural logarithm of the factor on cosine similarities, the inverse temperature.
     """
 
     logit_scale: nn.Parameter
 
     @abstractmethod
     def embed_images(self, images: Tensor) -> Tensor:
-        """Embed normalized images (B, 3, H, W) as (B, E), of any length."""
+        """Embed normalized images (B, 3, H, W) as (B, E), which are not L2-normalized."""
 
     @abstractmethod
     def embed_text(self, texts: list[str]) -> Tensor:
-        """Embed B sentences as (B, E), of any length."""
+        """Embed B sentences as (B, E), which are not L2-normalized."""

@@ -27,11 +27,12 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor | float, ignore_m
     """Compute the symmetric contrastive loss (figure 3): the mean of image-to-text and text-to-image cross-entropy.
 
     Args:
-        image: (B, E); L2-normalized here.
-        text: (B, E); row i describes image i.
-        logit_scale: factor on the cosine similarities, the inverse of a temperature.
+        image: (B, E) float; L2-normalized here.
+        text: (B, E) float, likewise; row i describes image i.
+        logit_scale: factor on the cosine similarities, the inverse of a temperature (not its logarithm).
         ignore_mask: bool (B, W B), True for captions that describe an image as well as its own. Such a pair is left out
-            of the softmax, neither a positive nor a negative. None treats all other captions as negatives.
+            of the softmax, neither a positive nor a negative; an image's own caption is always kept. None treats all
+            other captions as negatives.
 
     Returns:
         A scalar; ln(W B) at chance level. With several processes, the others' rows are negatives too.
@@ -49,7 +50,14 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor | float, ignore_m
 
 
 def duplicate_caption_mask(captions: list[tuple[str, ...]]) -> Tensor:
-    """Compute which images have identical captions: bool (B, W B), the images of all processes as columns."""
+    """Find images whose captions are all identical, for the `ignore_mask` of `clip_loss`.
+
+    Args:
+        captions: all captions of each of the B images.
+
+    Returns:
+        bool (B, W B) on the CPU, the images of all processes as columns; True also for an image and itself.
+    """
     all_captions = gather_lists(captions)
     index = {caption: i for i, caption in enumerate(all_captions)}
     rows, columns = (torch.tensor([index[caption] for caption in some]) for some in (captions, all_captions))
@@ -57,7 +65,7 @@ def duplicate_caption_mask(captions: list[tuple[str, ...]]) -> Tensor:
 
 
 class CLIP(ImageTextMethod):
-    """Contrastive training of an image encoder and a text encoder.
+    """Train an image encoder and a text encoder contrastively, on images and their captions.
 
     Args:
         encoder: maps normalized images to Tokens; its class token is projected into the shared space.
@@ -66,12 +74,12 @@ class CLIP(ImageTextMethod):
         flip_prob: probability of a horizontal flip; 0 where captions mention left and right.
         embed_dim: E.
         text_width: width of the text transformer.
-        text_layers: its number of blocks.
-        text_heads: its attention heads.
-        context_length: L; longer captions are truncated.
+        text_layers: number of blocks of the text transformer.
+        text_heads: number of attention heads of each of these blocks.
+        context_length: largest number of tokens L, start and end included; longer captions are truncated.
         vocab_size: number of token ids: 514 for bytes, start and end, the others for merges learned from the captions.
-        temperature: initial value; it is learned.
-        max_logit_scale: upper bound of the inverse temperature.
+        temperature: initial temperature of the softmax; it is learned.
+        max_logit_scale: upper bound of the inverse temperature, not of its logarithm.
         mask_duplicate_captions: leave identical captions of other images out of the softmax.
     """
 
@@ -149,7 +157,7 @@ class CLIP(ImageTextMethod):
         self.tokenizer = Tokenizer.learn(texts, num_merges, self.context_length)
 
     def get_extra_state(self) -> Tensor:
-        """Return the tokenizer's merges (M, 2), which are saved with the weights."""
+        """Return the tokenizer's M merges (M, 2) int64, pairs of token ids, which are saved with the weights."""
         return torch.tensor(self.tokenizer.pairs, dtype=torch.long).view(-1, 2)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -163,6 +171,7 @@ class CLIP(ImageTextMethod):
         return self.text(tokens.to(self.logit_scale.device, non_blocking=True))
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Compute `clip_loss` of augmented crops and a sampled caption of each; "scale" is the inverse temperature."""
         crops = random_resized_crop(batch.images, self.crop_size, self.crop_scale)
         image = self.embed_images(normalize(random_horizontal_flip(crops, self.flip_prob))).float()  # (B, E)
         text = self.embed_text(self.sample_captions(batch)).float()  # (B, E)
@@ -173,7 +182,7 @@ class CLIP(ImageTextMethod):
         return {"loss": clip_loss(image, text, scale, ignore_mask), "scale": scale}
 
     def sample_captions(self, batch: Batch) -> list[str]:
-        """Sample one caption of each image, the same for any number of processes."""
+        """Sample one caption of each image; the result does not depend on the number of processes."""
         assert batch.captions is not None
         n = len(batch.captions)
         numbers = [random.random() for _ in range(world_size() * n)][rank() * n :]
@@ -184,5 +193,5 @@ class CLIP(ImageTextMethod):
 
     @torch.no_grad()
     def after_step(self, progress: float) -> None:
-        """Clamp the logit scale to [1, max_logit_scale]."""
+        """Clamp the inverse temperature, exp(logit_scale), to [1, max_logit_scale]."""
         self.logit_scale.clamp_(0, math.log(self.max_logit_scale))

@@ -1,8 +1,9 @@
-"""Colorization: predict the color of each image region from the lightness alone.
+"""Colorization: predict the color of each image region from the grayscale image.
 
 Zhang, Isola and Efros, Colorful Image Colorization, 2016 (arXiv:1603.08511). The paper classifies colors into bins of
 the (a, b) plane and gives rare colors a larger weight. Regression of a and b is included for comparison: it predicts
-the conditional mean of the colors, which is grayish.
+the conditional mean of the colors, which is grayish. The paper's input is the lightness L of CIE Lab; here it is the
+luma of ITU-R 601, repeated in three channels.
 
 Shapes: B images (B, 3, H, W), a grid (h, w) of patches, D the encoder's width, Q color bins, c x c cells of each patch,
 n nearest bins.
@@ -38,7 +39,7 @@ NUM_IMAGES = 2000  # whose colors `prepare` counts
 
 
 class Colorization(Method):
-    """Prediction of color bins, or of a and b, from grayscale images.
+    """Predict color bins, or a and b, from grayscale images.
 
     Args:
         encoder: maps normalized images to Tokens; colors are predicted from its patch tokens.
@@ -96,7 +97,7 @@ class Colorization(Method):
 
     @torch.no_grad()
     def prepare(self, dataset: Any) -> None:
-        """Count the colors of some training images, and give rare ones a larger weight in the loss."""
+        """Compute the loss weight of each color bin, larger for rarer colors, from at most 2000 training images."""
         images = to_float(dataset.subsample(NUM_IMAGES).images)
         images = F.adaptive_avg_pool2d(images, 8).to(self.bins.device)  # the data set may be on another device
         ab = rgb_to_lab(images)[:, 1:].permute(0, 2, 3, 1).reshape(-1, 2)
@@ -105,10 +106,13 @@ class Colorization(Method):
         self.class_weights.copy_(rebalancing_weights(counts / counts.sum()))
 
     def predict(self, images: Tensor) -> Tensor:
-        """Predict colors from the grayscale version of images in [0, 1].
+        """Predict colors from the grayscale version of images.
+
+        Args:
+            images: (B, 3, H, W) float in [0, 1], not normalized.
 
         Returns:
-            (B, c h, c w, Q) logits of the bins, or (B, c h, c w, 2) a and b divided by 110.
+            (B, c h, c w, Q) float32 logits of the bins; with `regression` (B, c h, c w, 2), a and b divided by 110.
         """
         gray = normalize(rgb_to_grayscale(images).expand_as(images))
         x = self.head(self.encoder(gray).patches).float()  # (B, h, w, c c Q)
@@ -120,7 +124,12 @@ class Colorization(Method):
         return self.loss_on_crops(random_horizontal_flip(crops))
 
     def loss_on_crops(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the loss on images (B, 3, S, S) in [0, 1], without augmentation."""
+        """Compute the loss on images (B, 3, S, S) float in [0, 1], without augmentation.
+
+        Returns:
+            "loss": the cross-entropy of the bins in nats, weighted by `class_weights` (equation 2), its mean over cells;
+            with `regression` the mean squared error of a and b divided by 110.
+        """
         predictions = self.predict(images)  # (B, c h, c w, Q)
         cells = F.adaptive_avg_pool2d(images, (predictions.shape[1], predictions.shape[2]))
         ab = rgb_to_lab(cells)[:, 1:].permute(0, 2, 3, 1)  # (B, c h, c w, 2)
@@ -133,7 +142,7 @@ class Colorization(Method):
 
     @torch.no_grad()
     def colorize(self, images: Tensor, temperature: float = 0.38) -> Tensor:
-        """Replace the colors of images by the predicted ones; the lightness stays.
+        """Replace the colors of images by the predicted ones; the lightness of the grayscale version is kept.
 
         Args:
             images: (B, 3, H, W) in [0, 1].

@@ -1,4 +1,4 @@
-"""DINO: self-distillation with no labels, without negatives.
+"""DINO: train a student to predict the outputs of its EMA teacher, with no labels and no negatives.
 
 Caron et al., Emerging Properties in Self-Supervised Vision Transformers, 2021 (arXiv:2104.14294). The student sees one
 view of an image and is trained to predict the teacher's output distribution for another view. The teacher is the
@@ -33,13 +33,16 @@ def center_and_sharpen(logits: Tensor, center: Tensor, temperature: float, stop_
         center: c, broadcastable to the logits.
         temperature: T.
         stop_gradient: False keeps the gradient, to demonstrate that the student then collapses by moving its targets.
+
+    Returns:
+        (..., K), which sum to 1 over K.
     """
     logits = logits.detach() if stop_gradient else logits
     return ((logits - center) / temperature).softmax(dim=-1)
 
 
 def update_center(center: Tensor, logits: Tensor, momentum: float = 0.9) -> Tensor:
-    """Return c <- m c + (1 - m) mean(t), the mean over all rows of the teacher's logits t (..., K) (equation 4)."""
+    """Return m c + (1 - m) mean(t), the mean over all processes' rows of the teacher's logits t (..., K) (equation 4)."""
     mean = mean_rows(logits.flatten(0, -2)).view_as(center)
     return center * momentum + mean * (1 - momentum)
 
@@ -49,16 +52,17 @@ def dino_loss(
 ) -> Tensor:
     """Compute the cross-entropy between teacher and student, averaged over all pairs of different views (equation 3).
 
-    For each teacher view g, each student view v other than g, each image b: add the cross-entropy of v under g.
+    For each teacher view g, each student view v other than g, each image b: add the cross-entropy of v under g. The sum
+    is divided by the number of terms, B G (V - 1), whatever `local_loss_weight` is.
 
     Args:
-        student_logits: (V, B, K); the first G views are those of the teacher.
-        teacher_probs: (G, B, K).
+        student_logits: (V, B, K), not divided by a temperature; the first G views are those of the teacher.
+        teacher_probs: (G, B, K), which sum to 1 over K.
         temperature: of the student, 0.1 in the paper.
         local_loss_weight: weight of the pairs with a local crop; DINOv3 ends with 0.5.
 
     Returns:
-        A scalar; ln K for a student with uniform outputs.
+        A scalar in nats; ln K for a student with uniform outputs, if all pairs have weight 1.
     """
     num_views, num_targets = len(student_logits), len(teacher_probs)
     with torch.autocast(student_logits.device.type, enabled=False):  # bf16 keeps two digits of a number near ln K
@@ -71,19 +75,19 @@ def dino_loss(
 
 
 def update_teacher(teacher: nn.ModuleDict, student: nn.ModuleDict, momentum: float) -> None:
-    """Update all networks of an EMA teacher, in place."""
+    """Update all networks of an EMA teacher, in place: weights <- m weights + (1 - m) student weights."""
     for name, network in student.items():
         cast(EMATeacher, teacher[name]).update(network, momentum)
 
 
 class DINO(Method):
-    """Self-distillation with no labels.
+    """Train a student to predict the output distributions of its EMA teacher.
 
     Args:
         encoder: the student's, maps normalized images to Tokens; the teacher's copy is evaluated and exported.
         crop_size: side of a global crop in pixels.
         local_crop_size: side of a local crop in pixels, a multiple of the encoder's patch size.
-        num_local_crops: L.
+        num_local_crops: L of each image; 0 trains on the global crops alone.
         global_crops_scale: range of a global crop's area, as a fraction of the image's.
         local_crops_scale: range of a local crop's area.
         num_prototypes: K; 65,536 for ImageNet, thousands for thousands of images.
@@ -96,9 +100,9 @@ class DINO(Method):
         center_momentum: momentum of the center.
         sinkhorn_iterations: iterations of Sinkhorn-Knopp in place of centering; 0, as in the paper, uses centering.
         teacher_momentum: momentum of the EMA teacher at the start; it rises to 1 along a cosine.
-        freeze_last_layer_fraction: fraction of the training in which the prototypes get no gradient.
+        freeze_last_layer_fraction: fraction of the training, at its start, in which the prototypes get no gradient.
         use_bn_in_head: apply batch norm after each layer of the head.
-        koleo_loss_weight: weight of the KoLeo regularizer on the class tokens of each global crop; 0 in the paper.
+        koleo_loss_weight: weight of the student's KoLeo regularizer, summed over both global crops; 0 in the paper.
         stop_gradient: False lets the gradient flow through the teacher into the student's weights, to demonstrate
             collapse; not with Sinkhorn-Knopp.
 
@@ -187,15 +191,21 @@ class DINO(Method):
 
     @property
     def encoder(self) -> Encoder:
-        """The teacher's encoder."""
+        """Return the teacher's encoder."""
         return cast(Encoder, self.teacher["encoder"].network)
 
     def sample_views(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample global crops (2B, 3, S, S) and local crops (L B, 3, s, s)."""
+        """Sample normalized global crops (2B, 3, S, S) and local crops (L B, 3, s, s) of images (B, 3, H, W) uint8."""
         sizes = (self.crop_size, self.local_crop_size, self.num_local_crops)
         return multi_crop(images, *sizes, self.global_crops_scale, self.local_crops_scale)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Compute the loss of a batch, and update the center.
+
+        Returns:
+            "loss"; "teacher_entropy", the mean entropy of the targets in nats; "koleo", summed over both global crops,
+            without its weight.
+        """
         n, frozen = len(batch.images), progress < self.freeze_last_layer_fraction
         temperature = linear(self.warmup_teacher_temp, self.teacher_temp, progress, self.warmup_teacher_temp_fraction)
         global_crops, local_crops = self.sample_views(batch.images)
@@ -218,7 +228,7 @@ class DINO(Method):
         return terms
 
     def teacher_logits(self, views: Tensor) -> Tensor:
-        """Compute the teacher's logits (N, K) of views (N, 3, S, S)."""
+        """Compute the teacher's logits (N, K) of normalized views (N, 3, S, S)."""
         encoder, head = cast(EMATeacher, self.teacher["encoder"]), cast(EMATeacher, self.teacher["head"])
         if self.stop_gradient:
             return head(encoder.cls_tokens(views))

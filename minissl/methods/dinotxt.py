@@ -2,8 +2,8 @@
 
 Jose et al., DINOv2 Meets Text, 2024 (arXiv:2412.16334), as used in DINOv3 (Siméoni et al., 2025, arXiv:2508.10104). The
 encoder is frozen. A few transformer blocks on its tokens and a text encoder are trained from scratch with CLIP's loss.
-The image embedding is the class token concatenated with the mean patch token, so that each patch can be compared with
-text too, which gives open-vocabulary segmentation.
+The image embedding is the class token concatenated with the mean patch token, in the authors' code; here a linear layer
+projects both to E dimensions. So each patch can be compared with text too: open-vocabulary segmentation.
 
 Shapes: B images and captions, a grid (h, w) of N patches, width D, E dimensions of the shared embedding space.
 """
@@ -19,12 +19,14 @@ from minissl.models.outputs import Encoder, Tokens
 
 
 class DINOtxt(CLIP):
-    """Contrastive training of a text encoder for a frozen image encoder.
+    """Train a text encoder, and a head on a frozen image encoder, contrastively.
+
+    Further options are those of `CLIP`.
 
     Args:
         encoder: a pretrained one (--encoder.weights RUN), maps normalized images to Tokens; it is frozen.
-        head_depth: number of blocks on its tokens.
-        head_num_heads: attention heads of each of these blocks.
+        head_depth: number of transformer blocks on the encoder's tokens.
+        head_num_heads: number of attention heads of each of these blocks.
     """
 
     requires_pretrained_encoder: ClassVar[bool] = True
@@ -61,7 +63,7 @@ class DINOtxt(CLIP):
         return self
 
     def tokens(self, images: Tensor) -> Tokens:
-        """Encode normalized images (B, 3, H, W) with the frozen encoder and the blocks of the head."""
+        """Encode normalized images (B, 3, H, W) with the frozen encoder and the head to (B, D) and (B, h, w, D)."""
         with torch.no_grad():
             cls, patches = self.encoder(images)
         x = self.head(torch.cat([cls[:, None], patches.flatten(1, 2)], dim=1))  # (B, 1 + N, D)
@@ -72,9 +74,9 @@ class DINOtxt(CLIP):
         return self.visual_projection(torch.cat([cls, patches.mean(dim=(1, 2))], dim=-1))
 
     def embed_patches(self, images: Tensor) -> Tensor:
-        """Embed the patches of normalized images (B, 3, H, W) as (B, h, w, E), of any length.
+        """Embed the patches of normalized images (B, 3, H, W) as (B, h, w, E), which are not L2-normalized.
 
-        An image's embedding is the mean of these plus the class token's part.
+        An image's embedding is the mean of its patches' embeddings plus the projection of its class token.
         """
         patches = self.tokens(images).patches
         return patches @ self.visual_projection.weight[:, patches.shape[-1] :].mT

@@ -1,4 +1,4 @@
-"""DINOv2: DINO on class tokens and masked image modeling on patch tokens.
+"""DINOv2: combine DINO on class tokens with masked image modeling on patch tokens.
 
 Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023 (arXiv:2304.07193). It combines DINO
 with iBOT (Zhou et al., 2021, arXiv:2111.07832): the student predicts the teacher's distributions for masked patches.
@@ -32,12 +32,12 @@ MASKED_FRACTION = 0.5  # of the global crops; the others stay unmasked, as in th
 def ibot_patch_loss(student_logits: Tensor, teacher_probs: Tensor, mask: Tensor, temperature: float = 0.1) -> Tensor:
     """Compute the cross-entropy between teacher and student on masked patches (iBOT, equation 2).
 
-    It is averaged over the masked patches of a crop, then over all crops; a crop without masked patches counts as 0.
+    The scalar is a mean over the masked patches of a crop, then over all crops; one without masked patches counts as 0.
 
     Args:
-        student_logits: (M, K) of the masked patches, in the order of `mask`.
-        teacher_probs: (M, K), computed from the unmasked crops.
-        mask: bool (B, N), M of them True.
+        student_logits: (M, K) of the masked patches, in the row-major order of `mask`.
+        teacher_probs: (M, K) of the same patches, computed from the unmasked crops.
+        mask: bool (2B, N), one row for each crop, M entries True.
         temperature: of the student.
     """
     with torch.autocast(student_logits.device.type, enabled=False):
@@ -50,13 +50,13 @@ def ibot_patch_loss(student_logits: Tensor, teacher_probs: Tensor, mask: Tensor,
 
 
 class DINOv2(Method):
-    """Self-distillation of class tokens and masked patch tokens.
+    """Train by self-distillation of class tokens and masked patch tokens.
 
     Args:
         encoder: the student's, a ViT; the teacher's copy is evaluated and exported.
         crop_size: side of a global crop in pixels.
         local_crop_size: side of a local crop in pixels, a multiple of the encoder's patch size.
-        num_local_crops: L.
+        num_local_crops: L of each image; 0 trains on the global crops alone.
         global_crops_scale: range of a global crop's area, as a fraction of the image's.
         local_crops_scale: range of a local crop's area.
         num_prototypes: K of the class token's head.
@@ -64,16 +64,16 @@ class DINOv2(Method):
         hidden_dim: width of the heads' hidden layers.
         bottleneck_dim: dimension of the heads' normalized bottleneck.
         use_bn_in_head: apply batch norm after each layer of the heads.
-        teacher_temp: temperature of the teacher's softmax after warm-up; lower is sharper.
+        teacher_temp: temperature of the teacher's softmax after warm-up; lower is sharper. The student's is 0.1.
         warmup_teacher_temp: temperature of the teacher's softmax at the start.
         warmup_teacher_temp_fraction: fraction of the training over which it changes linearly to `teacher_temp`.
         sinkhorn_iterations: iterations of Sinkhorn-Knopp; 0 uses centering, as DINO does.
-        koleo_loss_weight: weight of the KoLeo regularizer on the class tokens of each global crop.
+        koleo_loss_weight: weight of the student's KoLeo regularizer on class tokens, summed over both global crops.
         ibot_loss_weight: weight of the loss on masked patches; 0 masks nothing.
         ibot_end_fraction: fraction of the training after which nothing is masked; 1 masks to the end.
-        mask_ratio: range of the fraction of masked patches, in one half of the global crops.
+        mask_ratio: range of the fraction of masked patches in one half of the global crops; the others are not masked.
         teacher_momentum: momentum of the EMA teacher at the start; it rises to 1 along a cosine.
-        freeze_last_layer_fraction: fraction of the training in which the prototypes get no gradient.
+        freeze_last_layer_fraction: fraction of the training, at its start, in which the prototypes get no gradient.
         layer_decay: factor on the learning rate from each block to the one below.
         patch_embed_lr_mult: further factor on the learning rate of the patch embedding.
 
@@ -161,10 +161,11 @@ class DINOv2(Method):
 
     @property
     def encoder(self) -> Encoder:
-        """The teacher's encoder."""
+        """Return the teacher's encoder."""
         return cast(Encoder, self.teacher["encoder"].network)
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Compute the loss of a batch, with the terms of `loss_terms`."""
         sizes = (self.crop_size, self.local_crop_size, self.num_local_crops)
         crops = multi_crop(batch.images, *sizes, self.global_crops_scale, self.local_crops_scale)
         return self.loss_terms(*crops, progress)[0]
@@ -175,10 +176,14 @@ class DINOv2(Method):
         """Compute the terms of the loss, and the student's tokens of the global crops.
 
         Args:
-            global_crops: (2B, 3, S, S).
-            local_crops: (L B, 3, s, s).
+            global_crops: (2B, 3, S, S), normalized.
+            local_crops: (L B, 3, s, s), normalized.
             progress: fraction of the training that is done, in [0, 1].
             local_loss_weight: weight of the pairs with a local crop.
+
+        Returns:
+            "loss"; "teacher_entropy", the mean entropy of the class tokens' targets in nats; "koleo", summed over both
+            global crops, and "ibot", without their weights. And the tokens of the 2B global crops.
         """
         n, frozen = len(global_crops) // 2, progress < self.freeze_last_layer_fraction
         temperature = linear(self.warmup_teacher_temp, self.teacher_temp, progress, self.warmup_teacher_temp_fraction)
@@ -208,13 +213,13 @@ class DINOv2(Method):
         return {"loss": loss} | terms, tokens
 
     def sample_masks(self, patches: Tensor) -> tuple[Tensor, Tensor]:
-        """Sample masks (2B, h, w) for patches (2B, h, w, D) of global crops, and the indices (M,) of masked ones."""
+        """Sample masks (2B, h, w), True if masked, of patches (2B, h, w, D), and flat indices (M,) of masked ones."""
         grid, rng = (patches.shape[1], patches.shape[2]), random.Random(random.getrandbits(62))
         masks, masked = sample_block_masks(len(patches), grid, MASKED_FRACTION, self.mask_ratio, rng, views=2)
         return masks.to(patches.device, non_blocking=True), masked.to(patches.device, non_blocking=True)
 
     def teacher_probs(self, head: str, tokens: Tensor, center: Tensor, temperature: float) -> Tensor:
-        """Compute the teacher's target probabilities (N, K) of tokens (N, D), and update the center."""
+        """Compute the teacher's target probabilities (N, K) of tokens (N, D); centering updates `center` in place."""
         logits = self.teacher[head](tokens).float()
         if self.sinkhorn_iterations:
             return sinkhorn_knopp(logits, temperature, self.sinkhorn_iterations)
@@ -235,7 +240,7 @@ class DINOv2(Method):
         return {k: scale * (self.patch_embed_lr_mult if ".patch_embed." in k else 1) for k, scale in scales.items()}
 
     def ema_momentum(self, progress: float) -> float:
-        """Return the momentum of the EMA teacher."""
+        """Return the momentum of the EMA teacher, which rises to 1 along a cosine."""
         return cosine(self.teacher_momentum, 1.0, progress)
 
     def after_step(self, progress: float) -> None:

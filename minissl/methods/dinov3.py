@@ -1,4 +1,4 @@
-"""DINOv3: DINOv2 with Gram anchoring, which keeps dense features from degrading during long training.
+"""DINOv3: add Gram anchoring to DINOv2, which keeps dense features from degrading during long training.
 
 Siméoni et al., DINOv3, 2025 (arXiv:2508.10104). The longer DINOv2 trains, the better its class token becomes, and from
 some point on the worse its patch tokens. Gram anchoring keeps the cosine similarities between the patches of an image
@@ -35,11 +35,14 @@ def gram_loss(
 ) -> Tensor:
     """Compute the mean squared difference between student and anchor Gram matrices (section 4.2).
 
+    The paper's loss is the squared Frobenius norm of the difference; here it is divided by the number of entries, as in
+    the authors' code. It is computed in float32.
+
     Args:
-        student: (B, N, D) patches, compared within each image; (1, B N, D) compares those of all images.
+        student: (B, N, D) patch features, compared within each image; (1, B N, D) compares those of all images.
         anchor: (B, N, D'), the same patches encoded by the Gram teacher; it gets no gradient.
         negatives: whether negative similarities are kept, or set to 0 on both sides, or only in the anchor.
-        normalize: L2-normalize the patches, so that the similarities are cosines.
+        normalize: L2-normalize the patch features, so that the similarities are cosines.
 
     Returns:
         A scalar, the mean over all entries (N, N) and all images.
@@ -57,7 +60,10 @@ def gram_loss(
 
 
 def resize_patch_grid(patches: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resize a map of patch features (B, H, W, D) to the grid (h, w) by bicubic interpolation: (B, h, w, D)."""
+    """Resize patch features (B, H, W, D) to the grid (h, w) by bicubic interpolation: (B, h, w, D) float32.
+
+    Features that have this grid already are returned unchanged.
+    """
     if patches.shape[1:3] == grid:
         return patches
     resized = F.interpolate(patches.permute(0, 3, 1, 2).float(), size=grid, mode="bicubic", align_corners=False)
@@ -65,20 +71,22 @@ def resize_patch_grid(patches: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class DINOv3(DINOv2):
-    """Self-distillation of class tokens and masked patch tokens, with Gram anchoring.
+    """Train by self-distillation of class tokens and masked patch tokens, with Gram anchoring.
+
+    Further options are those of `DINOv2`; the momentum of the EMA teacher is constant here.
 
     Args:
         encoder: the student's, a ViT; the teacher's copy is evaluated and exported.
         num_patch_prototypes: K of the patch head.
         gram_loss_weight: weight of the Gram loss; 0 leaves it out.
         gram_start_fraction: fraction of the training at which the Gram loss starts.
-        gram_warmup_fraction: fraction of the training over which its weight rises along a cosine.
-        gram_update_at: fractions of the training at which the Gram teacher becomes a copy of the current teacher; none
-            keeps the Gram teacher of the run that the training starts from (--init_from).
+        gram_warmup_fraction: fraction of the training over which its weight then rises from 0 along a cosine.
+        gram_update_at: fractions of the training at which the Gram teacher becomes a copy of the current teacher; () is to
+            keep the Gram teacher of the run that the training starts from (--init_from).
         gram_crop_scale: resolution of the Gram teacher's crops, relative to the student's.
-        local_loss_weight: weight of the pairs with a local crop after the Gram loss's warm-up; it is 1 before.
-        multi_resolution_crops: sizes of global and local crops in pixels and a relative frequency, one entry sampled at
-            each step; none uses `crop_size` and `local_crop_size`.
+        local_loss_weight: weight of the pairs with a local crop after the Gram loss's warm-up; it is 1 before that.
+        multi_resolution_crops: entries of (global crop size, local crop size, relative frequency), sizes in pixels; one
+            is sampled at each step. () uses `crop_size` and `local_crop_size`.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -140,11 +148,11 @@ class DINOv3(DINOv2):
     def set_distillation_teacher(self, teacher: Method) -> None:
         """Take the targets from a trained method, which stays frozen (section 5.2).
 
-        Nothing is masked; patches are compared where they would have been masked. The encoder that is evaluated is an
-        EMA of the student's, which is not used as a target.
+        The student's crops are not masked; the patch loss is computed where they would have been. The encoder that is
+        evaluated is an EMA of the student's, which is not used as a target.
 
         Raises:
-            InputError: if the teacher is another method, or its heads differ from this method's.
+            InputError: if the teacher is neither a DINOv2 nor a DINOv3, or its heads have other numbers of prototypes.
         """
         if not isinstance(teacher, DINOv2):
             raise InputError(f"DINOv3 cannot be distilled from {type(teacher).__name__}; give --teacher a DINOv3 run.")
@@ -161,7 +169,7 @@ class DINOv3(DINOv2):
 
     @property
     def encoder(self) -> Encoder:
-        """The teacher's encoder, or with a distillation teacher the EMA of the student's."""
+        """Return the teacher's encoder, or with a distillation teacher the EMA of the student's."""
         return cast(Encoder, (self.ema_encoder or self.teacher["encoder"]).network)
 
     def train(self, mode: bool = True) -> "DINOv3":
@@ -172,6 +180,7 @@ class DINOv3(DINOv2):
         return self
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Compute the loss of a batch; beyond the terms of `loss_terms` there is "gram", without its weight."""
         risen = (progress - self.gram_start_fraction) / max(self.gram_warmup_fraction, 1e-12)
         risen = min(max(risen, 0.0), 1.0)
         gram_loss_weight = cosine(0.0, self.gram_loss_weight, risen)
@@ -192,7 +201,7 @@ class DINOv3(DINOv2):
         return terms
 
     def target_probs(self, features: Tensor) -> Tensor | None:
-        """As the base class; None with a distillation teacher, whose head does not fit the features of `encoder`."""
+        """Return targets as DINOv2 does; None with a distillation teacher, whose head does not fit `encoder`."""
         return None if self.ema_encoder is not None else super().target_probs(features)
 
     def ema_momentum(self, progress: float) -> float:
@@ -200,7 +209,7 @@ class DINOv3(DINOv2):
         return self.teacher_momentum
 
     def after_step(self, progress: float) -> None:
-        """Update the EMA teacher, and at the given times the Gram teacher."""
+        """Update the EMA teacher, and at the fractions `gram_update_at` the Gram teacher."""
         if self.ema_encoder is not None:
             self.ema_encoder.update(self.student["encoder"], self.teacher_momentum)
             copy_buffers(self.ema_encoder.network, self.student["encoder"])  # it computes no statistics of its own
@@ -213,7 +222,7 @@ class DINOv3(DINOv2):
         self.last_progress = progress
 
     def get_extra_state(self) -> Tensor:
-        """Return the progress of the last step, which is saved with the weights."""
+        """Return the progress of the last step, a float64 scalar (-1 before the first), saved with the weights."""
         return torch.tensor(self.last_progress, dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
@@ -221,6 +230,6 @@ class DINOv3(DINOv2):
 
 
 def num_prototypes_by_head(method: DINOv2) -> dict[str, int]:
-    """Return the number of prototypes of each head of a method's teacher."""
+    """Return the number of prototypes K of each head of a method's teacher: "head", and "patch_head" if untied."""
     heads = {name: cast(DINOHead, part.network) for name, part in method.teacher.items() if "head" in name}
     return {name: head.last_layer.out_features for name, head in heads.items()}

@@ -1,8 +1,8 @@
 """Inpainting: predict the masked central region of an image from its surroundings.
 
 Pathak et al., Context Encoders: Feature Learning by Inpainting, 2016 (arXiv:1604.07379), without the adversarial loss.
-The region has half the image's side. A border of it overlaps with the context and has ten times the weight in the loss,
-so that the prediction continues the surroundings.
+The region, the hole, has half the image's side. Its outermost two pixels have ten times the weight in the loss, so that
+the prediction continues the surroundings. In the authors' code the encoder sees this border; here it is masked too.
 
 Shapes: B images (B, 3, S, S), patches of p x p pixels, a grid (h, w) of N = hw patches, D the encoder's width.
 """
@@ -23,7 +23,7 @@ BORDER_PIXELS = 2  # 4 of 128 pixels in the paper
 
 
 class ContextEncoder(Method):
-    """Regression of the pixels of a central hole.
+    """Predict the pixels of a central hole by regression.
 
     Args:
         encoder: maps normalized images to Tokens; pixels are predicted from its patch tokens.
@@ -31,7 +31,7 @@ class ContextEncoder(Method):
         crop_scale: range of a crop's area, as a fraction of the image's.
 
     Raises:
-        InputError: if the encoder's patches do not divide the crops.
+        InputError: if `crop_size` is not a multiple of the encoder's patch size.
     """
 
     feature_pooling: ClassVar[Literal["cls", "both"]] = "both"  # the loss trains the patch tokens, not the class token
@@ -77,13 +77,13 @@ class ContextEncoder(Method):
         )
 
     def inpaint(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict the pixels of images of which only the surroundings of the hole are seen.
+        """Predict the pixels of the hole from its surroundings.
 
         Args:
-            images: (B, 3, S, S), normalized.
+            images: (B, 3, S, S), normalized; the hole is set to 0, the mean color, before they are encoded.
 
         Returns:
-            Normalized pixels (B, 3, S, S), of which those in the hole are trained, and the hole (1, 1, S, S), 1 inside.
+            Normalized pixels (B, 3, S, S) float32, trained inside the hole only, and the hole (1, 1, S, S), 1 inside.
         """
         side, quarter = images.shape[-1], images.shape[-1] // 4
         hole = images.new_zeros(1, 1, side, side)
@@ -97,7 +97,11 @@ class ContextEncoder(Method):
         return self.loss_on_crops(random_horizontal_flip(crops))
 
     def loss_on_crops(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the loss on images (B, 3, S, S) in [0, 1], without augmentation."""
+        """Compute the loss on images (B, 3, S, S) float in [0, 1], without augmentation.
+
+        Returns:
+            "loss": the weighted mean squared error of the hole's normalized pixels.
+        """
         images = normalize(images)
         predictions, hole = self.inpaint(images)
         interior = -F.max_pool2d(-hole, 2 * BORDER_PIXELS + 1, 1, BORDER_PIXELS)  # the hole without its border

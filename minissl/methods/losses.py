@@ -1,4 +1,4 @@
-"""Losses and targets shared by self-distillation methods: Sinkhorn-Knopp assignment and the KoLeo regularizer.
+"""Compute losses and targets of self-distillation methods: Sinkhorn-Knopp assignment and the KoLeo regularizer.
 
 DINOv2 (Oquab et al., 2023, arXiv:2304.07193) uses both. minissl's CPU preset of DINO uses them too, because in a few
 hundred steps DINO's centering does not prevent collapse.
@@ -17,17 +17,17 @@ from minissl.distributed import gather_rows, log_softmax_over_rows, rank
 def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
     """Compute target distributions that use all prototypes about equally, by normalizing columns and rows in turn.
 
-    Cuturi, Sinkhorn Distances, 2013 (arXiv:1306.0895), used in place of centering as in SwAV and DINOv2. It runs on
-    logarithms, so that no logit overflows and no prototype gets probability 0. With several processes, columns are
-    normalized over the rows of all.
+    Cuturi, Sinkhorn Distances, 2013 (arXiv:1306.0895), used in place of centering as in SwAV (Caron et al., 2020,
+    arXiv:2006.09882) and DINOv2. It runs on logarithms, so that no exponential of a logit overflows and no prototype's
+    sum underflows to 0. With several processes, columns are normalized over the rows of all.
 
     Args:
         logits: (N, K) of the teacher, N at least 2: the targets of a single row are uniform.
-        temperature: of the teacher.
+        temperature: T of the teacher; logits are divided by it.
         iterations: number of alternations; each ends with the rows.
 
     Returns:
-        Probabilities (N, K); each row sums to 1.
+        Probabilities (N, K) without a gradient; each row sums to 1, and each column to about N / K.
     """
     log_probs = logits / temperature
     for _ in range(iterations):
@@ -46,7 +46,7 @@ def koleo_loss(x: Tensor) -> Tensor:
         x: features (B, D), B at least 2; they are L2-normalized here.
 
     Returns:
-        A scalar, at least -ln 2. Two equal features have a loss of about 17 and no useful gradient.
+        A scalar, at least -ln 2, computed in float32. Equal features have a loss of about 17 and no useful gradient.
     """
     with torch.autocast(x.device.type, enabled=False):
         x = x.float() if x.dtype != torch.float64 else x

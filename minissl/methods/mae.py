@@ -1,8 +1,8 @@
 """MAE: reconstruct the pixels of masked patches from the few visible ones.
 
 He et al., Masked Autoencoders Are Scalable Vision Learners, 2021 (arXiv:2111.06377). The encoder sees only the visible
-patches, a quarter of them; a small decoder, which is discarded after training, predicts the others. Position embeddings
-of encoder and decoder are learned here; they are fixed sine-cosine embeddings in the paper.
+patches, a quarter of them; a small decoder, which is discarded after training, predicts the masked ones. Position
+embeddings of encoder and decoder are learned here; they are fixed sine-cosine embeddings in the paper.
 
 Shapes: B images (B, 3, H, W), patches of p x p pixels, a grid (h, w) of N = hw patches of which n are visible, D the
 encoder's width, E the decoder's.
@@ -31,13 +31,13 @@ def masked_pixel_loss(
 
     Args:
         prediction: (B, N, p p 3), in the order of `models.vit.patchify`.
-        images: (B, 3, H, W).
-        mask: (B, N), 1 or True where a patch is masked.
+        images: (B, 3, H, W) float, the targets.
+        mask: (B, N), 1 or True where a patch is masked, at least one of them.
         patch_size: p.
-        normalize: normalize the target pixels of each patch by their mean and standard deviation (n - 1).
+        normalize: normalize the target pixels of each patch by their mean and standard deviation (divisor n - 1).
 
     Returns:
-        A scalar; about 1 at the level of predicting each patch's mean, with `normalize`.
+        A scalar; with `normalize` about 1 for a prediction of 0, the mean of each patch.
     """
     target = patchify(images, patch_size)
     if normalize:
@@ -47,7 +47,7 @@ def masked_pixel_loss(
 
 
 class MaskedAutoencoder(Method):
-    """Masked image modeling with an asymmetric encoder and decoder.
+    """Reconstruct the pixels of masked patches with an asymmetric encoder and decoder.
 
     Args:
         encoder: a ViT with learned position embeddings.
@@ -59,7 +59,7 @@ class MaskedAutoencoder(Method):
         decoder_depth: number of the decoder's blocks.
 
     Raises:
-        InputError: if the encoder is not a ViT, or its patches do not divide the crops.
+        InputError: if the encoder is not a ViT, or `crop_size` is not a multiple of its patch size.
     """
 
     feature_pooling: ClassVar[Literal["cls", "both"]] = "both"  # the loss trains the patch tokens, not the class token
@@ -125,11 +125,15 @@ class MaskedAutoencoder(Method):
         self.decoder_pred = nn.Linear(decoder_dim, patch_size**2 * 3)
 
     def reconstruct(self, images: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor]:
-        """Predict all patches of normalized images (B, 3, H, W) from a random subset of them.
+        """Predict the pixels of all patches from a random subset of the patches.
+
+        Args:
+            images: (B, 3, H, W), normalized, of the training's crop size.
+            mask_ratio: fraction of the patches that are masked, in [0, 1).
 
         Returns:
-            Pixels (B, N, p p 3), normalized per patch if the method was trained so, and the mask (B, N) bool, True for
-            patches that were masked.
+            Pixels (B, N, p p 3) float32, normalized per patch if the method was trained with `norm_pix_loss`, and the
+            mask (B, N) bool, True for patches that were masked.
         """
         p = self.patch_size
         grid = (images.shape[-2] // p, images.shape[-1] // p)
@@ -141,7 +145,13 @@ class MaskedAutoencoder(Method):
         return self.decode(x, visible, patches.shape[1]).float(), mask
 
     def decode(self, tokens: Tensor, visible: Tensor, num_patches: int) -> Tensor:
-        """Predict the pixels (B, N, p p 3) of all patches from tokens (B, 1 + n, D) of the visible ones."""
+        """Predict the pixels (B, N, p p 3) of all patches from the encoder's tokens of the visible ones.
+
+        Args:
+            tokens: (B, 1 + n, D), the class token first.
+            visible: (B, n) int64 indices of the visible patches, 0 to N - 1.
+            num_patches: N.
+        """
         x = self.decoder_embed(tokens)  # (B, 1 + n, E)
         masked = self.mask_token.to(x.dtype).expand(len(x), num_patches, -1)
         x_patches = masked.scatter(1, visible[..., None].expand(-1, -1, x.shape[-1]), x[:, 1:])  # (B, N, E)
@@ -153,7 +163,11 @@ class MaskedAutoencoder(Method):
         return self.loss_on_crops(random_horizontal_flip(crops))
 
     def loss_on_crops(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the loss on images (B, 3, S, S) in [0, 1], without augmentation."""
+        """Compute the loss on images (B, 3, S, S) float in [0, 1], without augmentation.
+
+        Returns:
+            "loss": `masked_pixel_loss` of the normalized images.
+        """
         images = normalize(images)
         prediction, mask = self.reconstruct(images, self.mask_ratio)
         return {"loss": masked_pixel_loss(prediction, images, mask, self.patch_size, self.norm_pix_loss)}

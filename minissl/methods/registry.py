@@ -1,4 +1,4 @@
-"""Find methods by name or by the path of a file."""
+"""Find and build methods by name, or by the path of a file."""
 
 import importlib
 import importlib.util
@@ -56,15 +56,18 @@ def method_options(method_class: type[Method]) -> dict[str, Parameter]:
 
 
 def create_method(name: str, encoder: Encoder, **options: Any) -> Method:
-    """Build a method around an encoder.
+    """Build a method that trains an encoder.
 
     Args:
         name: one of `list_methods()`, or the path of a Python file that defines one.
         encoder: maps normalized images to Tokens; it is trained in place.
-        options: keyword arguments of the method's constructor.
+        options: keyword arguments of the method's constructor; those left out have their defaults.
+
+    Returns:
+        The method, with its name and all options in `config`.
 
     Raises:
-        InputError: for an unknown name or option.
+        InputError: for an unknown name or option, or values that the constructor refuses.
     """
     method_class = get_method_class(name)
     known = method_options(method_class)

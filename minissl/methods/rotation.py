@@ -24,14 +24,15 @@ def rotate_four(images: Tensor) -> tuple[Tensor, Tensor]:
         images: (B, C, S, S) of any dtype.
 
     Returns:
-        Images (4B, C, S, S), rotation by rotation: row = rotation * B + image; and the rotations (4B,) int64, 0 to 3.
+        Images (4B, C, S, S), rotation by rotation: row = rotation * B + image; and the rotations (4B,) int64, 0 to 3
+        quarter turns.
     """
     rotated = torch.cat([torch.rot90(images, rotation, (-2, -1)) for rotation in range(4)])
     return rotated, torch.arange(4, device=images.device).repeat_interleave(len(images))
 
 
 class Rotation(Method):
-    """Classification of four rotations.
+    """Classify the rotation of images, one of four.
 
     Args:
         encoder: maps normalized images to Tokens; its class token is classified.
@@ -79,7 +80,11 @@ class Rotation(Method):
         return self.loss_on_crops(random_horizontal_flip(crops))
 
     def loss_on_crops(self, images: Tensor) -> dict[str, Tensor]:
-        """Compute the loss and the accuracy on images (B, 3, S, S) in [0, 1], without augmentation."""
+        """Compute the loss on all four rotations of images (B, 3, S, S) float in [0, 1], without augmentation.
+
+        Returns:
+            "loss", the cross-entropy, ln 4 at chance level, and "accuracy", 0 to 1, over 4B images.
+        """
         rotated, rotations = rotate_four(images)
         logits = self.head(self.encoder.cls_tokens(normalize(rotated))).float()  # (4B, 4)
         accuracy = (logits.argmax(dim=1) == rotations).float().mean()

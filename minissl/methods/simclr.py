@@ -1,4 +1,4 @@
-"""SimCLR: contrastive learning of two augmented views of each image.
+"""SimCLR: contrast two augmented views of each image with the views of other images.
 
 Chen et al., A Simple Framework for Contrastive Learning of Visual Representations, 2020 (arXiv:2002.05709). Among the
 2B - 1 other views of a batch, each view is matched to its positive, the other view of the same image; all others are
@@ -27,8 +27,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5) -> Tensor:
     For each view i with positive p: -log of e^(cos(i, p) / T) over the sum of e^(cos(i, j) / T) of all j other than i.
 
     Args:
-        z1: (B, P); L2-normalized here.
-        z2: (B, P); row i is the other view of image i.
+        z1: (B, P) float; L2-normalized here.
+        z2: (B, P) float, likewise; row i is the other view of image i.
         temperature: T; lower values weight the hardest negatives more.
 
     Returns:
@@ -45,7 +45,9 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5) -> Tensor:
 
 
 class ProjectionHead(nn.Module):
-    """MLP with batch norm from representations (B, D) to projections (B, P); it is discarded after training.
+    """Map representations (B, D) to projections (B, P) by an MLP with batch norm; it is discarded after training.
+
+    The last batch norm has no shift, and no ReLU follows it.
 
     Args:
         dim: D.
@@ -69,16 +71,16 @@ class ProjectionHead(nn.Module):
 
 
 class SimCLR(Method):
-    """Contrastive learning of two views.
+    """Train an encoder by contrasting two augmented views of each image with those of other images.
 
     Args:
         encoder: maps normalized images to Tokens; its class token is projected.
         crop_size: side of a view in pixels.
         crop_scale: range of a crop's area, as a fraction of the image's.
-        jitter_strength: s of the color jitter (0.8 s, 0.8 s, 0.8 s, 0.2 s).
+        jitter_strength: s of the color jitter: 0.8 s for brightness, contrast and saturation, 0.2 s for hue.
         blur_prob: probability of a Gaussian blur.
         temperature: T of the loss.
-        hidden_dim: width of the projection head; 0 takes the encoder's.
+        hidden_dim: width of the projection head's hidden layers; 0 takes the encoder's width D.
         projection_dim: P.
         projection_layers: number of linear layers of the projection head.
     """
@@ -138,6 +140,7 @@ class SimCLR(Method):
         self.jitter_strength, self.blur_prob, self.temperature = jitter_strength, blur_prob, temperature
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Compute `nt_xent` of two views of each image; "positive_similarity" is the mean cosine of the two."""
         views = simclr_views(batch.images, self.crop_size, self.crop_scale, self.jitter_strength, self.blur_prob)
         z1, z2 = self.projector(self.encoder.cls_tokens(views)).float().chunk(2)  # (B, P) each
         similarity = F.cosine_similarity(z1, z2).mean().detach()

@@ -25,7 +25,7 @@ def freeze_encoder(encoder: Encoder, tune: str, num_tuned_blocks: int) -> None:
 
     Args:
         encoder: any encoder.
-        tune: "all" freezes nothing, "head" freezes everything, "last" all but the last blocks and the final norm.
+        tune: "all" freezes nothing, "head" freezes all parameters, "last" all but the last blocks and the final norm.
         num_tuned_blocks: number of blocks that "last" tunes.
 
     Raises:
@@ -44,18 +44,21 @@ def freeze_encoder(encoder: Encoder, tune: str, num_tuned_blocks: int) -> None:
 
 
 class Transfer(Method):
-    """Supervised classification, from scratch or from a pretrained encoder (--encoder.weights).
+    """Train a supervised classifier, from scratch or from a pretrained encoder (--encoder.weights).
 
     Args:
         encoder: maps normalized images to Tokens; its class token is classified.
         crop_size: side of the training crops in pixels.
         crop_scale: range of a crop's area, as a fraction of the image's.
         num_classes: C, outputs of each head; a data set may have fewer classes.
-        targets: factors to classify, each with its own head; none classifies the labels.
-        tune: train all of the encoder, its last blocks, or only the head.
+        targets: names of the factors to classify, each with its own head; () classifies the labels.
+        tune: parts that are trained with the head: "all" of the encoder, its "last" blocks, or only the "head".
         num_tuned_blocks: number of blocks that `tune=last` trains.
         layer_decay: factor on the learning rate from each block to the one below; 1 trains all at the same rate.
-        label_smoothing: probability mass spread over all classes.
+        label_smoothing: probability that is spread evenly over all classes, in [0, 1].
+
+    Raises:
+        InputError: for tune "last" and an encoder without blocks.
     """
 
     required_fields: ClassVar[tuple[str, ...]] = ("labels",)
@@ -109,7 +112,7 @@ class Transfer(Method):
         self.tune, self.layer_decay, self.label_smoothing = tune, layer_decay, label_smoothing
 
     def prepare(self, dataset: Any) -> None:
-        """Check that the data set has every target.
+        """Check that the data set has every target, and not too many classes.
 
         Raises:
             InputError: if it lacks one, or has more classes than the heads have outputs.
@@ -136,6 +139,7 @@ class Transfer(Method):
         return {name: head(cls).float() for name, head in self.heads.items()}
 
     def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Compute the sum of the targets' cross-entropies, each of them if there are several, and mean "accuracy"."""
         crops = random_horizontal_flip(random_resized_crop(batch.images, self.crop_size, self.crop_scale))
         logits = self(normalize(crops))  # (B, C) each
         labels: dict[str, Any] = {"labels": batch.labels} | (batch.factors or {})
