@@ -89,9 +89,8 @@ def test_evaluate_encoder_uses_the_size_of_the_data_set():
     metrics = evaluate_encoder(encoder, train_set, test_set)
     assert metrics == evaluate_encoder(encoder, train_set, test_set, 16)
     names = {"rank_me", "knn", "linear", "few_shot_10", "linear_place", "object_fraction"}
-    assert names | {
-        f"attention_{name}" for name in ("iou", "fraction", "fraction_shuffled", "head_iou", "pointing")
-    } == set(metrics)
+    of_attention = ("iou", "fraction", "fraction_shuffled", "head_iou", "pointing")
+    assert set(metrics) == names | {f"attention_{name}" for name in of_attention}
     predictions = evaluation.knn(
         evaluation.extract_features(encoder, train_set.images), train_set.labels,
         evaluation.extract_features(encoder, test_set.images),

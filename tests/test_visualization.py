@@ -167,6 +167,8 @@ def test_a_grid_has_one_scale_and_leaves_missing_images_empty():
     assert not figure.axes[3].images
     assert not figure.axes[3].axison
     assert image_grid(columns, "t", limits=(0, None)).axes[0].images[0].get_clim() == (0, 4)
+    columns[0][1][0][0, 0] = torch.nan  # drawn as missing
+    assert image_grid(columns, "t").axes[0].images[0].get_clim() == (1, 4)
 
 
 def test_attention_of_each_block_is_relative_to_uniform_attention():

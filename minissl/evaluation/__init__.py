@@ -1,4 +1,4 @@
-"""Evaluation of frozen encoders and features. Nothing here knows a method."""
+"""Evaluate frozen encoders and features. No function depends on a method."""
 
 from minissl.evaluation.attention import (
     attention_fraction,

@@ -26,11 +26,11 @@ def dense_attention(encoder: Encoder, images: Tensor, image_size: int, stride: i
         encoder: in evaluation mode, on the device of the images.
         images: (B, 3, H, W), uint8 or float in [0, 1].
         image_size: side in pixels of the encoder's input, as in its training.
-        stride: pixels between two copies.
-        layer: block, counted as Python does: 0 is the first, -1 the last.
+        stride: pixels between two copies, 1 to the patch size.
+        layer: index of the transformer block: 0 is the first, -1 the last.
 
     Returns:
-        (B, heads, image_size, image_size); each map sums to 1.
+        (B, heads, image_size, image_size) float; each map sums to 1.
     """
     ((_, _, unshifted),) = shifted_copies(images[:1], image_size, 0, [0])
     maps = encoder.attention(unshifted, layer)
@@ -50,7 +50,7 @@ def dense_attention(encoder: Encoder, images: Tensor, image_size: int, stride: i
 
 
 def attention_mass_mask(attention: Tensor, mass: float = 0.6) -> Tensor:
-    """Return the smallest set of patches that holds a fraction `mass` of the attention (..., h, w), as bool."""
+    """Return the smallest set of patches that holds the fraction `mass` of attention (..., h, w): bool (..., h, w)."""
     flat = attention.flatten(-2)
     values, order = flat.sort(dim=-1)  # ascending, as in the authors' script
     keep = (values / values.sum(-1, keepdim=True)).cumsum(dim=-1) > 1 - mass
@@ -61,9 +61,9 @@ def attention_iou(attention: Tensor, masks: Tensor, mass: float = 0.6) -> Tensor
     """Compute the intersection over union of each head's thresholded attention and the object.
 
     Args:
-        attention: (B, heads, h, w).
-        masks: (B, H, W), nonzero on the object.
-        mass: fraction of the attention that is kept.
+        attention: (B, heads, h, w), at least 0.
+        masks: (B, H, W), above 0 on the object.
+        mass: fraction of the attention that is kept, by `attention_mass_mask`.
 
     Returns:
         (B, heads) IoU in pixels of the mask, 0 to 1.
@@ -75,13 +75,16 @@ def attention_iou(attention: Tensor, masks: Tensor, mass: float = 0.6) -> Tensor
 
 
 def attention_fraction(attention: Tensor, masks: Tensor) -> Tensor:
-    """Compute the fraction of each head's attention on the object, (B, heads).
+    """Compute the fraction of each head's attention that is on the object.
 
-    Uniform attention has the fraction of the image that the object covers.
+    For uniform attention it is the fraction of the image that the object covers.
 
     Args:
-        attention: (B, heads, h, w).
-        masks: (B, H, W), nonzero on the object; averaged down to (h, w).
+        attention: (B, heads, h, w), at least 0.
+        masks: (B, H, W), above 0 on the object; averaged over each patch to (B, h, w).
+
+    Returns:
+        (B, heads), 0 to 1.
     """
     h, w = attention.shape[-2:]
     coverage = F.adaptive_avg_pool2d((masks > 0).float()[:, None].to(attention.device), (h, w))  # (B, 1, h, w)
@@ -92,11 +95,11 @@ def pointing_game(attention: Tensor, masks: Tensor) -> Tensor:
     """Return whether the center of the patch with the most attention is on the object, for each head.
 
     The chance level is the fraction of the image that the object covers. Of several equal maxima the first counts, row
-    by row. Unlike the original there is no tolerance around the object.
+    by row. The original has a tolerance around the object; here there is none.
 
     Args:
         attention: (B, heads, h, w).
-        masks: (B, H, W), nonzero on the object.
+        masks: (B, H, W), above 0 on the object.
 
     Returns:
         (B, heads) bool.

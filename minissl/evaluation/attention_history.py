@@ -20,7 +20,13 @@ from minissl.training import checkpoint
 
 
 class AttentionHistory(NamedTuple):
-    """Attention maps and the steps at which they were recorded."""
+    """Attention maps and the steps at which they were recorded.
+
+    Attributes:
+        maps: (T, n, heads, h, w) uint8, each map scaled so that its maximum is 255.
+        steps: number of training steps done before each of the T maps.
+        info: further JSON values, such as the command, the images and the head.
+    """
 
     maps: Tensor  # (T, n, heads, h, w) uint8, each map scaled so that its maximum is 255
     steps: list[int]  # T, number of steps done
@@ -45,8 +51,8 @@ def attention_snapshot(encoder: Encoder, images: Tensor, image_size: int, stride
         encoder: on the device of the images.
         images: (n, 3, H, W), uint8 or float in [0, 1].
         image_size: side in pixels of the encoder's input, as in its training; a multiple of stride.
-        stride: as for `dense_attention`; the maps are pooled by it.
-        layer: block, counted as Python does: 0 is the first, -1 the last.
+        stride: as for `dense_attention`; the maps are averaged over stride x stride pixels.
+        layer: index of the transformer block: 0 is the first, -1 the last.
 
     Returns:
         (n, heads, image_size / stride, image_size / stride) uint8 on the CPU, each map scaled to a maximum of 255.
@@ -58,11 +64,13 @@ def attention_snapshot(encoder: Encoder, images: Tensor, image_size: int, stride
 
 
 class SnapshotRecorder:
-    """Call a snapshot function at some of the steps. It is passed to the training loop as `evaluate`.
+    """Call a snapshot function after some of the training steps.
+
+    It is passed to `training.trainer.learn` as `evaluate`, with `eval_every=1`, because it counts its calls.
 
     Args:
-        snapshot: () -> (n, heads, h, w) uint8.
-        steps: at which it is called, in ascending order; the first step is 1.
+        snapshot: function without arguments that returns maps (n, heads, h, w) uint8, such as `attention_snapshot`.
+        steps: numbers of the steps after which it is called, in ascending order; the first step is 1.
 
     Attributes:
         maps: the snapshots so far, one per step.

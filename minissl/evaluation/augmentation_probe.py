@@ -2,7 +2,7 @@
 
 Contrastive methods learn what the views of an image share. Information that the augmentation keeps can tell images
 apart without their content. Information that it destroys cannot be learned. Here every image is given a known tint,
-rotation or shift and is augmented; a linear probe predicts which from coarse statistics of the result. Its accuracy is
+rotation or shift and is augmented; a linear probe predicts it from coarse statistics of the result. Its accuracy is
 a lower bound, because a network may use what a linear probe cannot.
 
 Shapes: N images, V variants of each, F statistics.
@@ -26,17 +26,20 @@ Augmentation = Callable[[Tensor], Tensor]
 
 
 def tint(images: Tensor, k: int) -> Tensor:
-    """Halve the contrast, so that no channel is clipped, and add tint k, 0 to 3."""
+    """Halve the contrast of images (B, 3, H, W) in [0, 1], so that they stay in [0, 1], and add tint k, 0 to 3."""
     return 0.25 + 0.5 * images + torch.tensor(TINTS[k], device=images.device).view(3, 1, 1)
 
 
 def rotate(images: Tensor, k: int) -> Tensor:
-    """Rotate by k times 90 degrees."""
+    """Rotate images (B, 3, H, W) by k times 90 degrees counterclockwise."""
     return images.rot90(k, (-2, -1))
 
 
 def shift(images: Tensor, k: int) -> Tensor:
-    """Shift by a sixteenth of the side along both axes, towards corner k, 0 to 3; border pixels are repeated."""
+    """Shift images (B, 3, H, W) by a sixteenth of the side along both axes; border pixels are repeated.
+
+    For k = 0 to 3 the content moves down and right, down and left, up and right, or up and left.
+    """
     (height, width), (y, x) = images.shape[-2:], (side // 16 for side in images.shape[-2:])
     top, left = 2 * y * (k // 2), 2 * x * (k % 2)
     return F.pad(images, (x, x, y, y), mode="replicate")[..., top : top + height, left : left + width]
@@ -48,7 +51,9 @@ def probe_augmentations(
     labels: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> dict[str, dict[str, float]]:
-    """Compute the accuracy at which color, orientation and position, of four each, are predicted from augmented images.
+    """Compute how accurately a linear probe predicts color, orientation and position from augmented images.
+
+    Each of the three targets has four classes, made by `tint`, `rotate` and `shift`.
 
     Args:
         images: (N, 3, H, W), uint8 or float in [0, 1], in random order; at least 8 of at least 16 x 16 pixels. The
@@ -58,7 +63,8 @@ def probe_augmentations(
         seed: of every augmentation; both generators' states are restored afterwards.
 
     Returns:
-        Augmentation -> target -> accuracy, 0 to 1. "chance" predicts the most frequent label always, "nothing" has no
+        Accuracies, 0 to 1, by augmentation and by target, "color", "orientation", "position" and the names of `labels`.
+        Besides `augmentations` there are "chance", which predicts the most frequent label, and "nothing", without
         augmentation.
 
     Raises:

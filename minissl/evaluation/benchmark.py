@@ -1,6 +1,7 @@
 """Evaluate one encoder on one data set: the metrics of `metrics.json` and of the scoreboard.
 
-All encoders are evaluated alike: frozen features, at most 20,000 training and 5,000 test images, k = 20.
+All encoders are evaluated alike, by frozen features; k-NN uses 20 neighbors. `metrics.json` is computed from at most
+20,000 training and 5,000 test images.
 
 Shapes: N images of H x W pixels, D the encoder's width, E dimensions of the shared embedding space, T sentences.
 """
@@ -31,16 +32,21 @@ from minissl.models.outputs import Encoder, Tokens
 
 
 class ImageTextModel(Protocol):
-    """A model that embeds images and sentences into one space, such as CLIP."""
+    """A model that embeds images and sentences into one space, such as CLIP.
+
+    Attributes:
+        training: whether it is in training mode.
+        logit_scale: scalar, natural logarithm of the factor on cosine similarities.
+    """
 
     training: bool
     logit_scale: torch.nn.Parameter  # logarithm of the factor on cosines
 
     def embed_images(self, images: Tensor) -> Tensor:
-        """Embed normalized images (B, 3, H, W) as (B, E)."""
+        """Embed normalized images (B, 3, H, W) as (B, E), not necessarily L2-normalized."""
 
     def embed_text(self, texts: list[str]) -> Tensor:
-        """Embed B sentences as (B, E)."""
+        """Embed B sentences as (B, E), not necessarily L2-normalized."""
 
 
 def accuracy(predictions: Tensor, labels: Tensor) -> float:
@@ -55,7 +61,11 @@ def quick_evaluation(
     image_size: int | None = None,
     pooling: Pooling = "cls",
 ) -> dict[str, float]:
-    """Compute k-NN accuracy, or RankMe without labels; for evaluation during training. Arguments as below."""
+    """Compute one metric of an encoder during training; the arguments are as for `evaluate_encoder`.
+
+    Returns:
+        "knn", the k-NN accuracy, 0 to 1; without labels "rank_me" of the training features instead.
+    """
     train_features, test_features = _features(encoder, train_set, test_set, image_size, pooling)
     if train_set.labels is None or test_set.labels is None:
         return {"rank_me": rank_me(train_features)}
@@ -72,19 +82,19 @@ def evaluate_encoder(
     """Compute k-NN, linear-probe and few-shot accuracy, RankMe, and the attention metrics of a data set with masks.
 
     Args:
-        encoder: frozen.
-        train_set: on which k-NN and linear probes are trained.
-        test_set: on the same device, with the same classes.
+        encoder: its weights are not changed; it is evaluated in evaluation mode.
+        train_set: data set on which k-NN and linear probes are trained.
+        test_set: data set on the same device, with the same classes.
         image_size: side in pixels of the encoder's input; None takes that of the data set.
         pooling: "cls", the class token, or "both", it and the mean patch token.
 
     Returns:
-        "rank_me" of the test features. With labels "knn", "linear", and "few_shot_10" (10 labels per class), and
-        "linear_NAME" for each factor. With masks those of `evaluate_attention`, on at most 500 images. Accuracies are
-        fractions, 0 to 1.
+        "rank_me" of the test features. With labels the accuracies "knn", "linear", and "few_shot_10" (10 labels per
+        class, mean of 3 samples), and for each factor "linear_NAME", 0 to 1. With masks the metrics of
+        `evaluate_attention` too, on at most 500 test images.
 
     Raises:
-        InputError: if the data sets have different classes or factors.
+        InputError: if the data sets have different classes, or the test set lacks a factor of the training set.
     """
     _check_same_classes(train_set, test_set)
     train_features, test_features = _features(encoder, train_set, test_set, image_size, pooling)
@@ -138,19 +148,22 @@ def evaluate_attention(encoder: Encoder, test_set: ImageDataset, image_size: int
     """Compare the class token's attention with the objects' masks.
 
     Args:
-        encoder: in evaluation mode.
+        encoder: in evaluation mode, on the device of the data set.
         test_set: N images with masks.
         image_size: side in pixels of the encoder's input; None takes that of the data set.
 
     Returns:
         Fractions, 0 to 1:
 
-        - "attention_iou" of the mean over heads, at 60 % of the attention;
-        - "attention_fraction", the largest fraction of a head's attention on the object;
+        - "attention_iou", `attention_iou` of the mean map over heads, at 60 % of the attention;
+        - "attention_fraction", the fraction of the attention on the object, of the head for which it is largest;
         - "attention_fraction_shuffled", that head's fraction on the mask of another image;
         - "attention_head_iou" (at 60 %) and "attention_pointing" of the head with the largest fraction on the first
           half of the images, measured on the second half;
         - "object_fraction", the fraction of the image that objects cover: the value of uniform attention.
+
+    Raises:
+        InputError: if the data set has no masks.
     """
     images, masks = test_set.get_batch(torch.arange(len(test_set))).images, _masks(test_set)
     maps = dense_attention(encoder, images, image_size or test_set.image_size)  # (N, heads, h, w)
@@ -185,6 +198,9 @@ def evaluate_patches(
 
     Returns:
         "miou_TARGET" for each target of `pixel_labels`, and "correspondence", all 0 to 1.
+
+    Raises:
+        InputError: if a data set has no labels or no masks.
     """
     patches, targets = {}, {}
     for split, dataset in (("train", train_set), ("test", test_set)):
@@ -215,11 +231,14 @@ def _labels(dataset: ImageDataset) -> Tensor:
 
 
 def pixel_labels(dataset: ImageDataset) -> dict[str, Tensor]:
-    """Return segmentation targets (N, H, W) int64 by name, from labels and masks of object parts.
+    """Return segmentation targets by name, from labels and masks of object parts.
 
     Returns:
-        "object", 0 for the background or 1 + class; "part", 0 or one class per part of each object class; and with a
-        factor "place", the class of the background, `IGNORE_INDEX` on the object.
+        Classes (N, H, W) int64 on the CPU: "object", 0 for the background or 1 + label; "part", 0 for the background or
+        256 label + part; with a factor "place" also "place", the class of the background, `IGNORE_INDEX` on the object.
+
+    Raises:
+        InputError: if the data set has no labels or no masks.
     """
     labels, masks = _labels(dataset).cpu()[:, None, None], _masks(dataset).cpu().long()
     targets = {
@@ -241,8 +260,9 @@ def evaluate_zero_shot(model: ImageTextModel, dataset: ImageDataset, image_size:
         image_size: side in pixels of the model's input; None takes that of the data set.
 
     Returns:
-        "zero_shot_NAME" (averaged prompt embeddings) and "zero_shot_sum_NAME" (summed probabilities) of each factor, or
-        of "classes". With captions and 100 or more images, "image_to_text" and "text_to_image", recall at 1 among 100.
+        "zero_shot_NAME", by `zero_shot_classify`, and "zero_shot_sum_NAME", by `zero_shot_classify_sum`, of each
+        factor, or without factors of "classes". With captions and 100 or more images, "image_to_text" and
+        "text_to_image", recall at 1 among 100. All are 0 to 1.
     """
     images, metrics = image_embeddings(model, dataset, image_size), {}
     prompts: dict[str, Sequence[Sequence[str]]] = {name: f.prompts for name, f in dataset.factors.items()}
@@ -273,14 +293,14 @@ def _evaluate_retrieval(model: ImageTextModel, images: Tensor, captions: Sequenc
 
 
 def image_embeddings(model: ImageTextModel, images: Tensor | ImageDataset, image_size: int | None = None) -> Tensor:
-    """Embed images, as for `extract_features`, into the shared space: (N, E), of any length."""
+    """Embed images, as for `extract_features`, into the shared space: (N, E) float32, which are not L2-normalized."""
     return extract_features(_ImageTower(model), images, image_size)
 
 
 def image_text_similarity(
     model: ImageTextModel, images: Tensor | ImageDataset, texts: Sequence[str], image_size: int | None = None
 ) -> Tensor:
-    """Compute the cosines (N, T) of N images and T sentences."""
+    """Compute the cosine similarities (N, T) of N images and T sentences, in [-1, 1]."""
     sentences = class_embeddings(model.embed_text, [[text] for text in texts])
     return F.normalize(image_embeddings(model, images, image_size), dim=-1) @ sentences.mT
 

@@ -22,15 +22,15 @@ def knn(
     """Classify by the votes of the k most similar training images, each weighted by exp(cosine / temperature).
 
     Args:
-        train_features: (N, D) float, of any length; they are normalized here.
+        train_features: (N, D) float; they are L2-normalized here.
         train_labels: (N,) int64.
         test_features: (M, D) float, likewise.
         k: number of neighbors; at most N are used.
         temperature: a lower one gives more weight to the nearest neighbors.
-        classes: C; one more than the largest label if None.
+        classes: C; one more than the largest training label if None.
 
     Returns:
-        (M,) int64 labels.
+        (M,) int64 labels, 0 to C - 1.
     """
     train, test = F.normalize(train_features, dim=-1), F.normalize(test_features, dim=-1)
     classes = classes or int(train_labels.max()) + 1
@@ -50,7 +50,7 @@ def linear_probe(
 
     Args:
         train_features: (N, D) float.
-        train_labels: (N,) int64.
+        train_labels: (N,) int64, of at least two classes.
         test_features: (M, D) float.
         inverse_regularization: scikit-learn's C, the inverse of the L2 penalty's weight.
 

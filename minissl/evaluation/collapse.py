@@ -24,12 +24,12 @@ def measure_collapse(
     train_features: Tensor,
     train_labels: Tensor,
 ) -> dict[str, float]:
-    """Compute the quantities that tell a collapse from learning.
+    """Compute the quantities that distinguish a collapse from learning.
 
     Args:
         features: (N, D), of the test images.
         flipped_features: (N, D), of the same images, mirrored left to right.
-        target_probs: (N, K), the teacher's target distributions of the test images.
+        target_probs: (N, K), the teacher's target distributions of the test images, which sum to 1 over K.
         labels: (N,) int64, of the test images.
         train_features: (M, D), of the images in which k-NN searches.
         train_labels: (M,) int64.
@@ -57,11 +57,16 @@ def collapse_type(entropy: float, entropy_of_mean: float, num_prototypes: int) -
     """Classify a collapse by the entropies of `measure_collapse`.
 
     A low entropy alone is not a collapse: a sharp teacher that assigns images to different prototypes has it too. It is
-    one if the mean target is no less sharp, because the targets then depend on the image no more.
+    a collapse if the mean target has about the same entropy, because then all images have the same target.
+
+    Args:
+        entropy: mean entropy of the targets in nats.
+        entropy_of_mean: entropy of the mean target in nats.
+        num_prototypes: K.
 
     Returns:
-        "none"; "uniform"; "one-hot", all images have one prototype; or "constant", the same target for all images,
-        neither uniform nor one-hot.
+        "none" if the entropies differ by more than 5 % of ln K. Else "uniform", if `entropy` is above 95 % of ln K;
+        "one-hot" below 10 %, all images have one prototype; or "constant" in between, the same target for all images.
     """
     max_entropy = math.log(num_prototypes)
     if entropy_of_mean - entropy > 0.05 * max_entropy:

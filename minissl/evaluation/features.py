@@ -1,4 +1,4 @@
-"""Extract features of whole data sets, dense patch features, and their effective rank.
+"""Extract features of whole data sets and dense patch features, and compute the effective rank of features.
 
 Shapes: N images, D the encoder's width, a grid (h, w) of patches.
 """
@@ -41,7 +41,7 @@ def encoder_device(encoder: Encoder, default: torch.device) -> torch.device:
 def shifted_copies(
     images: Tensor, size: int, patch_size: int, offsets: Iterable[int]
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """Yield copies of images, shifted by fractions of a patch, as inputs of an encoder.
+    """Yield copies of images that are shifted by fractions of a patch, as inputs of an encoder.
 
     Args:
         images: (B, 3, H, W), uint8 or float in [0, 1]; they are resized to size x size first.
@@ -69,10 +69,11 @@ def dense_patches(encoder: Encoder, images: Tensor, image_size: int, stride: int
         encoder: in evaluation mode, on the device of the images.
         images: (B, 3, H, W), uint8 or float in [0, 1].
         image_size: side in pixels of the encoder's input; up to twice that of its training gives good maps.
-        stride: pixels between two features; it divides the patch size. 0 is the largest that gives a 16 x 16 grid.
+        stride: pixels between two features; it divides the patch size. 0 takes the largest that gives a grid of at
+            least 16 x 16.
 
     Returns:
-        (B, image_size / stride, image_size / stride, D).
+        (B, image_size / stride, image_size / stride, D) float, not L2-normalized.
 
     Raises:
         InputError: if the stride does not divide the patch size.
@@ -102,7 +103,7 @@ def frame_patch_features(encoder: Encoder, frames: Tensor, size: tuple[int, int]
         size: height and width in pixels to which frames are resized; multiples of the patch size.
 
     Yields:
-        (h, w, D) of each frame.
+        (h, w, D) of each frame, not L2-normalized.
     """
     for frame in frames:
         image = to_float(frame[None])
@@ -129,7 +130,7 @@ def extract_features(
         pooling: "cls", the class token, or "both", it and the mean patch token.
 
     Returns:
-        (N, D) float32, or (N, 2D) with "both", on the device of the images; not normalized.
+        (N, D) float32, or (N, 2D) with "both", on the device of the images; not L2-normalized.
 
     Raises:
         InputError: for an unknown pooling, or no images.
@@ -161,10 +162,10 @@ def _image_batches(images: Tensor | ImageDataset, batch_size: int) -> Iterator[T
 
 
 def rank_me(features: Tensor) -> float:
-    """Compute the effective rank of features (N, D): the exponential of the entropy of their singular values.
+    """Compute the effective rank of features (N, D): the exponential of the entropy of normalized singular values.
 
-    Garrido et al., RankMe, 2022 (arXiv:2210.02885), eq. 1. It needs no labels. It is 1 in a dimensional collapse and at
-    most min(N, D).
+    Garrido et al., RankMe, 2022 (arXiv:2210.02885), equation 1. It needs no labels. It is 1 if all features lie on one
+    line through the origin, and at most min(N, D).
     """
     values = torch.linalg.svdvals(features.float())
     fractions = values / values.sum().clamp_min(1e-12) + 1e-7

@@ -15,7 +15,7 @@ def sample_per_class(labels: Tensor, per_class: int, seed: int) -> Tensor:
     Args:
         labels: (N,) int64.
         per_class: number of images per class.
-        seed: of the sample; torch's global generator is not used.
+        seed: seed of the sample; torch's global generator is not used.
 
     Returns:
         (n,) int64 indices on the CPU, class by class.
@@ -36,11 +36,11 @@ def few_shot_accuracy(
     """Compute the accuracy of a linear probe that is trained on few labels per class.
 
     Args:
-        train_features: (N, D), from which the labeled images are sampled.
+        train_features: (N, D) float, from which the labeled images are sampled.
         train_labels: (N,) int64.
-        test_features: (M, D).
+        test_features: (M, D) float.
         test_labels: (M,) int64.
-        per_class: labels per class.
+        per_class: number of labels per class.
         num_samples: number of samples, with seeds 0, 1, ...; their accuracies are averaged.
 
     Returns:

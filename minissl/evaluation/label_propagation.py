@@ -43,13 +43,13 @@ def propagate_frame(
         that tie with the last of them; average their labels with the weights exp(cosine / temperature)
 
     Args:
-        current: (h, w, D), each feature of length 1.
+        current: (h, w, D), each feature L2-normalized.
         context: (K, h, w, D), likewise.
         labels: (K, h, w, M) probabilities of the context's patches.
         radius: maximal distance in patches.
-        topk: number of neighbors.
+        topk: number of neighbors, over all context frames together.
         temperature: a lower one gives more weight to the most similar neighbors.
-        window: shape of the neighborhood, "circle" or "square".
+        window: shape of the neighborhood: "circle" limits the Euclidean distance, "square" that along each axis.
 
     Returns:
         (h, w, M) probabilities, which sum to 1 over M.
@@ -143,12 +143,12 @@ def propagate_stream(
     """Propagate labels frame by frame, holding the features of at most `context` + 2 frames.
 
     Args:
-        features: (h, w, D) of each frame, in order.
+        features: (h, w, D) of each frame, in order, not necessarily L2-normalized.
         first_mask: on the features' device; it and the other arguments are as for `propagate_labels`.
         context, radius, topk, temperature, window, upsampling: as for `propagate_labels`.
 
     Yields:
-        (H, W) int64 of each frame.
+        (H, W) int64 object ids of each frame; the first is the first mask.
     """
     object_ids = first_mask.unique()
     first: tuple[Tensor, Tensor] | None = None
@@ -189,18 +189,18 @@ def propagate_labels(
     window: Window = "circle",
     upsampling: Upsampling = "nearest",
 ) -> Tensor:
-    """Propagate the labels of the first frame to all others.
+    """Propagate the labels of a clip's first frame to all its other frames.
 
     The defaults are DINOv3's recipe. DINO's is temperature=0.1, window="square", upsampling="bilinear".
 
     Args:
-        features: (T, h, w, D) patch tokens of the frames, of any length.
+        features: (T, h, w, D) patch tokens of the frames, not necessarily L2-normalized.
         first_mask: (H, W) integers, the object id of each pixel of the first frame.
         context: number of preceding frames that are used besides the first, with their predicted labels.
         radius: maximal distance of a neighbor in patches.
         topk: number of neighbors over all context frames.
         temperature: of the softmax over their cosines.
-        window: shape of the neighborhood, "circle" or "square".
+        window: shape of the neighborhood, "circle" or "square", as for `propagate_frame`.
         upsampling: from patches to pixels, "nearest" or "bilinear".
 
     Returns:

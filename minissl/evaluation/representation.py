@@ -1,7 +1,7 @@
 """Measure how features are distributed on the unit hypersphere: alignment, uniformity and standard deviation.
 
 Wang and Isola, Understanding Contrastive Representation Learning through Alignment and Uniformity on the Hypersphere,
-2020 (arXiv:2005.10242). Features are normalized to length 1 here.
+2020 (arXiv:2005.10242). All functions L2-normalize the features.
 
 Shapes: B images, D dimensions.
 """
@@ -12,14 +12,18 @@ from torch import Tensor
 
 
 def alignment(a: Tensor, b: Tensor) -> float:
-    """Compute the mean squared distance of positive pairs (B, D) and (B, D): 0 if equal, 2 on average if unrelated."""
+    """Compute the mean squared distance of positive pairs, rows of (B, D) and (B, D): 0 if equal, 4 at most.
+
+    It is about 2 if the two features of a pair are unrelated.
+    """
     return float((F.normalize(a, dim=-1) - F.normalize(b, dim=-1)).square().sum(-1).mean())
 
 
 def uniformity(x: Tensor, t: float = 2.0) -> float:
-    """Compute log mean exp(-t distance^2) over all pairs of features (B, D), with t > 0.
+    """Compute ln(mean of exp(-t d^2)), with the distance d of each pair of two different rows of features (B, D).
 
-    It is 0 if all features are equal. With t = 2 it is about -4 for a uniform distribution in many dimensions.
+    It is 0 if all features are equal, else negative, for t > 0. With t = 2 it is about -4 for a uniform distribution on
+    the sphere in many dimensions.
     """
     return float(torch.pdist(F.normalize(x, dim=-1)).square().mul(-t).exp().mean().log())
 

@@ -19,7 +19,7 @@ IGNORE_INDEX = -1  # class of pixels that neither training nor evaluation uses
 
 
 def labels_at_patch_centers(masks: Tensor, grid: Sequence[int]) -> Tensor:
-    """Return the value of masks (N, H, W) at the center of each patch, (N, h, w)."""
+    """Return the values (N, h, w) of masks (N, H, W) at the centers of the patches of a grid (h, w)."""
     (height, width), (h, w) = masks.shape[-2:], grid
     rows, columns = ((2 * torch.arange(n) + 1) * size // (2 * n) for n, size in ((h, height), (w, width)))
     return masks[:, rows[:, None], columns]
@@ -35,11 +35,11 @@ def segment_patches(
     """Predict the class of every patch of the test images.
 
     Args:
-        train_patches: (N, h, w, D).
-        train_masks: (N, H, W) int64 classes; `IGNORE_INDEX` is left out.
-        test_patches: (M, h, w, D).
+        train_patches: (N, h, w, D) patch features.
+        train_masks: (N, H, W) int64 classes, read at the patch centers; `IGNORE_INDEX` is left out.
+        test_patches: (M, h, w, D) patch features.
         classifier: "linear", a linear probe on patches, or "knn", their 20 nearest neighbors.
-        max_patches: number of training patches that are used at most, evenly spaced.
+        max_patches: largest number of training patches; of more, as many are used, evenly spaced.
 
     Returns:
         (M, h, w) int64 classes.
@@ -79,8 +79,8 @@ def mutual_nearest_neighbors(a: Tensor, b: Tensor) -> Tensor:
     """Find pairs of patches that are each other's nearest neighbor by cosine.
 
     Args:
-        a: (N, D) patch features of one image.
-        b: (M, D), of the other.
+        a: (N, D) features of the N patches of one image.
+        b: (M, D), of the M patches of the other.
 
     Returns:
         (P, 2) int64 indices into `a` and `b`, in descending order of cosine.
@@ -93,16 +93,16 @@ def mutual_nearest_neighbors(a: Tensor, b: Tensor) -> Tensor:
 
 
 def correspondence_accuracy(a: Tensor, b: Tensor, parts_a: Tensor, parts_b: Tensor) -> float:
-    """Compute how often the nearest patch in another image of the same class shows the same object part.
+    """Compute how often the nearest patch in another image, by cosine, shows the same object part.
 
     Args:
-        a: (P, h, w, D), the first images of P pairs.
-        b: (P, h, w, D), the second ones.
+        a: (P, h, w, D) patch features of the first images of P pairs, each of two images of one class.
+        b: (P, h, w, D), of the second images.
         parts_a: (P, H, W) integers, the object part, 0 for background.
         parts_b: (P, H, W), likewise.
 
     Returns:
-        Accuracy, 0 to 1, over the patches of `a` whose part is visible in `b`.
+        Accuracy, 0 to 1, over the object patches of `a` whose part is visible in `b`; NaN if there are none.
     """
     grid = a.shape[1:3]
     a, b = (F.normalize(x.flatten(1, 2), dim=-1) for x in (a, b))  # (P, N, D)
@@ -115,5 +115,9 @@ def correspondence_accuracy(a: Tensor, b: Tensor, parts_a: Tensor, parts_b: Tens
 
 
 def classify_patches_by_text(patches: Tensor, texts: Tensor) -> Tensor:
-    """Return for each patch (B, h, w, E) the index of the text embedding (T, E) with the largest cosine, (B, h, w)."""
+    """Classify patch embeddings (B, h, w, E) by the text embedding (T, E) with the largest cosine.
+
+    Returns:
+        (B, h, w) int64 indices, 0 to T - 1.
+    """
     return (F.normalize(patches, dim=-1) @ F.normalize(texts, dim=-1).mT).argmax(dim=-1)

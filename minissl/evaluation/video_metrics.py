@@ -26,8 +26,8 @@ Mask = NDArray[np.bool_]
 def j_and_f(predicted: Tensor, truth: Tensor, void: int = 255) -> dict[str, Any]:
     """Compute J, F and J&F of semi-supervised video object segmentation, as DAVIS 2017 does.
 
-    For each object of the first frame: the mean over all frames but the first, which is given, and the last. Then the
-    mean over objects.
+    J and F of each object in the first frame are averaged over all frames except the first, which is given, and the
+    last. They are then averaged over objects.
 
     Args:
         predicted: (T, H, W) integers, object ids; 0 is the background.
@@ -92,15 +92,18 @@ def temporal_coherence(colors: Tensor, masks: Tensor) -> float:
     """Compute the temporal autocorrelation of patch colors, such as those of `visualization.pca_rgb`.
 
     1 - (mean squared difference of the same patch in successive frames) / (that of two random patches of the clip).
-    Only patches count whose center shows the same object, or the background, in both frames. It is 1 without any
-    change and 0 if successive frames are independent. Motion lowers it a little.
+    The numerator is over the patches whose center shows the same object, or the background, in both frames. It is
+    1 without any change and about 0 if successive frames are independent. Motion lowers it a little.
 
     Args:
         colors: (T, C, h, w) float.
         masks: (T, H, W) integers, object ids.
 
+    Returns:
+        At most 1.
+
     Raises:
-        InputError: if no patch shows the same in two successive frames, as in a clip of one frame.
+        InputError: if no patch shows the same object in two successive frames, as in a clip of one frame.
     """
     object_ids = labels_at_patch_centers(masks, colors.shape[-2:])  # (T, h, w)
     unchanged = object_ids[1:] == object_ids[:-1]
@@ -119,13 +122,13 @@ def segment_clip(
     """Segment a clip with a classifier of single patches that is trained on its first frame.
 
     Args:
-        features: (T, h, w, D).
+        features: (T, h, w, D) patch features; they are L2-normalized here.
         first_mask: (H, W) integers, object ids.
         classifier: "knn" or "linear", as for `segment_patches`.
         void: id of pixels that are left out of training.
 
     Returns:
-        (T, H, W) int64; the first frame is the first mask.
+        (T, H, W) int64 object ids; the first frame is the first mask.
 
     Raises:
         InputError: for an unknown classifier, or a mask that is void at every patch center.
@@ -150,9 +153,9 @@ def segment_clip(
 
 
 def half_clip_retrieval(clips: Sequence[Tensor]) -> float:
-    """Compute recall at 1 of retrieving a clip's second half by its first among all clips, and vice versa.
+    """Compute recall at 1 of retrieving the second half of a clip by its first half, among all clips, and vice versa.
 
-    The feature of a half is the mean of all its patches.
+    The feature of a half is the mean of all its patch features; halves are compared by cosine.
 
     Args:
         clips: (T, h, w, D) patch features of each clip, with T of 2 or more.

@@ -24,8 +24,8 @@ class Method(nn.Module, ABC):
         presets: for "cpu" and "gpu" the values that differ from the defaults of the constructor, of
             `models.factory.create_encoder` (as "encoder.NAME") and of `training.config.TrainConfig`.
         required_fields: fields of a `Batch` that the loss needs besides images.
-        feature_pooling: tokens that make an image's feature: "cls", the class token (D), or "both", it and the mean patch
-            token (2D).
+        feature_pooling: tokens that make an image's feature: "cls", the class token (D), or "both", it and the mean
+            patch token (2D).
         supports_grad_accumulation: whether the loss is a mean over images, so that a batch can be split into parts.
         requires_pretrained_encoder: whether the encoder has to be given trained weights.
         config: name and options with which `create_method` builds it again; None for a method built in another way.
@@ -71,7 +71,7 @@ class Method(nn.Module, ABC):
         """
 
     def after_step(self, progress: float) -> None:
-        """Update, after each step, what the optimizer does not: an EMA teacher, a Gram teacher, a bound of a parameter.
+        """Update, after each step, what the optimizer does not: an EMA teacher, a Gram teacher, a parameter's bounds.
 
         Args:
             progress: as for `loss`.

@@ -127,8 +127,8 @@ class Colorization(Method):
         """Compute the loss on images (B, 3, S, S) float in [0, 1], without augmentation.
 
         Returns:
-            "loss": the cross-entropy of the bins in nats, weighted by `class_weights` (equation 2), its mean over cells;
-            with `regression` the mean squared error of a and b divided by 110.
+            "loss", the cross-entropy of the bins in nats, weighted by `class_weights` (equation 2), a mean over cells;
+            with `regression`, the mean squared error of a and b divided by 110.
         """
         predictions = self.predict(images)  # (B, c h, c w, Q)
         cells = F.adaptive_avg_pool2d(images, (predictions.shape[1], predictions.shape[2]))

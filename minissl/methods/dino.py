@@ -42,7 +42,7 @@ def center_and_sharpen(logits: Tensor, center: Tensor, temperature: float, stop_
 
 
 def update_center(center: Tensor, logits: Tensor, momentum: float = 0.9) -> Tensor:
-    """Return m c + (1 - m) mean(t), the mean over all processes' rows of the teacher's logits t (..., K) (equation 4)."""
+    """Return m c + (1 - m) mean(t), over the rows of the teacher's logits t (..., K) of all processes (equation 4)."""
     mean = mean_rows(logits.flatten(0, -2)).view_as(center)
     return center * momentum + mean * (1 - momentum)
 
@@ -236,6 +236,7 @@ class DINO(Method):
         return head.forward_with_gradient(self.student["head"], tokens.cls)
 
     def target_probs(self, features: Tensor) -> Tensor:
+        """Return softmax((t - c) / `teacher_temp`), (N, K), for features (N, D) with logits t; c is 0 with Sinkhorn."""
         center = torch.zeros_like(self.center) if self.sinkhorn_iterations else self.center
         return center_and_sharpen(self.teacher["head"](features), center, self.teacher_temp)
 

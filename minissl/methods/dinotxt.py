@@ -2,8 +2,9 @@
 
 Jose et al., DINOv2 Meets Text, 2024 (arXiv:2412.16334), as used in DINOv3 (Siméoni et al., 2025, arXiv:2508.10104). The
 encoder is frozen. A few transformer blocks on its tokens and a text encoder are trained from scratch with CLIP's loss.
-The image embedding is the class token concatenated with the mean patch token, in the authors' code; here a linear layer
-projects both to E dimensions. So each patch can be compared with text too: open-vocabulary segmentation.
+The image embedding is the class token concatenated with the mean patch token, so that each patch can be compared with
+text too, which gives open-vocabulary segmentation. Here a linear layer, absent from the authors' code, projects it to E
+dimensions.
 
 Shapes: B images and captions, a grid (h, w) of N patches, width D, E dimensions of the shared embedding space.
 """

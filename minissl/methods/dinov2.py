@@ -50,7 +50,7 @@ def ibot_patch_loss(student_logits: Tensor, teacher_probs: Tensor, mask: Tensor,
 
 
 class DINOv2(Method):
-    """Train by self-distillation of class tokens and masked patch tokens.
+    """Train a student by self-distillation of class tokens and masked patch tokens.
 
     Args:
         encoder: the student's, a ViT; the teacher's copy is evaluated and exported.
@@ -228,6 +228,7 @@ class DINOv2(Method):
         return probs
 
     def target_probs(self, features: Tensor) -> Tensor | None:
+        """Return softmax((t - c) / `teacher_temp`), (N, K), for features (N, D) with logits t; c is 0 with Sinkhorn."""
         center = torch.zeros_like(self.center) if self.sinkhorn_iterations else self.center
         return center_and_sharpen(self.teacher["head"](features), center, self.teacher_temp)
 

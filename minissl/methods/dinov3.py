@@ -1,4 +1,4 @@
-"""DINOv3: add Gram anchoring to DINOv2, which keeps dense features from degrading during long training.
+"""DINOv3: extend DINOv2 by Gram anchoring, which keeps dense features from degrading during long training.
 
 Siméoni et al., DINOv3, 2025 (arXiv:2508.10104). The longer DINOv2 trains, the better its class token becomes, and from
 some point on the worse its patch tokens. Gram anchoring keeps the cosine similarities between the patches of an image
@@ -71,7 +71,7 @@ def resize_patch_grid(patches: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 class DINOv3(DINOv2):
-    """Train by self-distillation of class tokens and masked patch tokens, with Gram anchoring.
+    """Train a student by self-distillation of class tokens and masked patch tokens, with Gram anchoring.
 
     Further options are those of `DINOv2`; the momentum of the EMA teacher is constant here.
 
@@ -81,8 +81,8 @@ class DINOv3(DINOv2):
         gram_loss_weight: weight of the Gram loss; 0 leaves it out.
         gram_start_fraction: fraction of the training at which the Gram loss starts.
         gram_warmup_fraction: fraction of the training over which its weight then rises from 0 along a cosine.
-        gram_update_at: fractions of the training at which the Gram teacher becomes a copy of the current teacher; () is to
-            keep the Gram teacher of the run that the training starts from (--init_from).
+        gram_update_at: fractions of the training at which the Gram teacher becomes a copy of the current teacher. ()
+            keeps the Gram teacher of the run that the training starts from (--init_from).
         gram_crop_scale: resolution of the Gram teacher's crops, relative to the student's.
         local_loss_weight: weight of the pairs with a local crop after the Gram loss's warm-up; it is 1 before that.
         multi_resolution_crops: entries of (global crop size, local crop size, relative frequency), sizes in pixels; one

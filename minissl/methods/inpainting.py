@@ -100,7 +100,7 @@ class ContextEncoder(Method):
         """Compute the loss on images (B, 3, S, S) float in [0, 1], without augmentation.
 
         Returns:
-            "loss": the weighted mean squared error of the hole's normalized pixels.
+            "loss", the weighted mean squared error of the hole's normalized pixels.
         """
         images = normalize(images)
         predictions, hole = self.inpaint(images)

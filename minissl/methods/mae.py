@@ -166,7 +166,7 @@ class MaskedAutoencoder(Method):
         """Compute the loss on images (B, 3, S, S) float in [0, 1], without augmentation.
 
         Returns:
-            "loss": `masked_pixel_loss` of the normalized images.
+            "loss", `masked_pixel_loss` of the normalized images.
         """
         images = normalize(images)
         prediction, mask = self.reconstruct(images, self.mask_ratio)

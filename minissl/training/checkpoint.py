@@ -1,4 +1,4 @@
-"""Checkpoints and other files, written atomically.
+"""Write checkpoints and other files atomically, and read them.
 
 A checkpoint is one safetensors file. It holds tensors and, in the header, JSON. Nothing is pickled, so a checkpoint
 from an unknown source cannot run code. A file appears under its name only when it is complete on the disk, and replaces
@@ -35,7 +35,7 @@ def previous_path(path: Path) -> Path:
 
 
 def checkpoint_exists(path: Path) -> bool:
-    """Return whether there is a checkpoint or the one before it: a kill may have come between the moves of a save."""
+    """Return whether a checkpoint or the one before it exists; a kill during a save may leave the latter alone."""
     return path.exists() or previous_path(path).exists()
 
 
@@ -48,14 +48,14 @@ def make_folder(folder: Path) -> None:
 
 
 def refuse_run_dir(folder: Path) -> None:
-    """Raise InputError for a run directory, whose own files would be overwritten."""
+    """Raise InputError if a folder is a run directory, whose own files would be overwritten."""
     if "run" in read_json(folder / "config.json"):
         raise InputError(f"{folder} holds a run, whose files would be overwritten; choose another place.")
 
 
 @contextmanager
 def lock_run_dir(folder: Path) -> Iterator[None]:
-    """Reserve a run directory for this training. The lock ends with the process, however that ends.
+    """Lock a run directory for this training, inside a `with` block. The lock also ends if the process is killed.
 
     Of several processes the first holds the lock for all.
 
@@ -80,7 +80,7 @@ def lock_run_dir(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def report_write_errors(path: Path) -> Iterator[None]:
-    """Convert the error of a file that cannot be written, or of a full disk, to an InputError."""
+    """Convert an OSError inside a `with` block, such as that of a full disk, to an InputError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -98,7 +98,7 @@ def write_atomic(path: Path, content: bytes, keep: bool = False) -> None:
     Args:
         path: the file.
         content: its bytes.
-        keep: keep the file that is there as `previous_path`.
+        keep: keep the file that is replaced, at `previous_path(path)`.
 
     Raises:
         InputError: if it cannot be written.
@@ -138,7 +138,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; {} if the file is missing. Raises InputError if it is damaged or holds something else."""
+    """Read a JSON object; {} if the file is missing. Raises InputError if it is damaged or holds other JSON."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
     except (OSError, ValueError, TypeError, RecursionError):
@@ -162,7 +162,12 @@ def check_format_version(path: Path, version: Any) -> None:
 
 
 def checksum(tensors: dict[str, Tensor], info: dict[str, Any]) -> str:
-    """Return the CRC-32 of info and of each tensor's name, type, shape and bytes; tensors are on the CPU."""
+    """Return the CRC-32 of `info` and of each tensor's name, dtype, shape and bytes, as 8 hexadecimal digits.
+
+    Args:
+        tensors: by name, on the CPU.
+        info: values that JSON can hold.
+    """
     crc = zlib.crc32(json.dumps(info).encode())
     for name in sorted(tensors):
         x = tensors[name].contiguous()
@@ -181,7 +186,10 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], info: dict[str, Any], k
 
 
 def is_minissl_file(path: Path) -> bool:
-    """Return False for an intact file that minissl did not write, which `hub.official` may read."""
+    """Return whether `load_tensors` should read a file: a safetensors file of minissl, or one that is damaged.
+
+    False is for files of another suffix and for intact files of other programs, which `hub.official` may read.
+    """
     if path.suffix != ".safetensors":
         return False
     try:
@@ -216,7 +224,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def load_latest_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Load a run's checkpoint as `load_tensors`; if it is damaged or missing, the one before it."""
+    """Load a run's checkpoint as `load_tensors` does; if it is damaged or missing, the one before it.
+
+    Raises:
+        InputError: if neither can be loaded.
+    """
     try:
         return load_tensors(path)
     except InputError as error:
@@ -229,10 +241,13 @@ def load_latest_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def save_training_state(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer, info: dict[str, Any]) -> None:
-    """Write the state of method and optimizer, and `info` (the step). All processes take part; the first writes.
+    """Write the state of method and optimizer, and `info` ("step"). All processes take part; the first writes.
+
+    Tensors are called "method.NAME" and "optimizer.INDEX.NAME", with the index of a parameter in the optimizer.
 
     Raises:
-        InputError: if a weight is not finite (a finite loss can have an infinite gradient); nothing is written then.
+        InputError: if the file cannot be written, or a weight is not finite (a finite loss can have an infinite
+            gradient); nothing is written then.
     """
     if not all(t.isfinite().all() for t in method.state_dict().values()):
         raise InputError(
@@ -257,10 +272,13 @@ def load_optimizer_state(tensors: dict[str, Tensor], optimizer: torch.optim.Opti
 
 
 def load_method_state(path: Path, method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Load a method's state from a checkpoint. Returns the tensors of the optimizer, and `info`.
+    """Load a method's state from a checkpoint, in place.
+
+    Returns:
+        The tensors of the optimizer, called "optimizer.INDEX.NAME", and `info`.
 
     Raises:
-        InputError: if the checkpoint is damaged, or of another method or encoder.
+        InputError: if the checkpoint is missing or damaged, or of another method or encoder.
     """
     tensors, info = load_latest_tensors(path)
     state = {name.removeprefix("method."): t for name, t in tensors.items() if name.startswith("method.")}
@@ -272,7 +290,7 @@ def load_method_state(path: Path, method: nn.Module) -> tuple[dict[str, Tensor],
 
 
 def check_disk_space(folder: Path, num_bytes: int) -> None:
-    """Raise InputError if the disk of a folder has less free space than this."""
+    """Raise InputError if the disk of a folder has less than `num_bytes` of free space."""
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise InputError(

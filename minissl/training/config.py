@@ -15,27 +15,28 @@ class TrainConfig:
 
     Args:
         epochs: number of passes over the images; used when minutes is 0.
-        minutes: approximate duration instead of epochs; the number of steps is measured at the start and then fixed.
+        minutes: approximate duration, used instead of epochs unless 0; at the start, the time of a step is measured and
+            the number of steps is fixed.
         batch_size: images per step, over all processes.
         optimizer: "adamw", or "lars" for very large batches of a convolutional network.
         lr: peak learning rate, reached at the end of the warmup.
-        final_lr: learning rate at the end of the run.
-        warmup_fraction: fraction of the run over which the learning rate rises linearly from 0.
-        weight_decay: at the start of the run; biases, norms and other vectors are never decayed.
-        final_weight_decay: at the end of the run.
-        freeze_encoder_fraction: fraction of the run in which only the heads are trained: the gradients of new heads
-            would damage a pretrained encoder.
-        schedule_fraction: fraction of training over which the learning rate and weight decay are scheduled; after it
-            both are constant at lr and weight_decay.
-        clip_grad: maximum gradient norm of each parameter on its own, as in DINO; 0 disables clipping.
-        precision: of the forward pass; "auto" takes bf16 where the hardware supports it, else fp32.
+        final_lr: learning rate at the end of the schedule, reached along a cosine.
+        warmup_fraction: fraction of the schedule over which the learning rate rises linearly from 0.
+        weight_decay: weight decay at the start of the run; biases, norms and other vectors are never decayed.
+        final_weight_decay: weight decay at the end of the schedule, reached along a cosine.
+        freeze_encoder_fraction: fraction of the run, at its start, in which only the heads are trained: the gradients
+            of new heads would damage a pretrained encoder.
+        schedule_fraction: fraction of training over which the learning rate and weight decay are scheduled; 1 schedules
+            the whole run, and after a smaller fraction both are constant at lr and weight_decay.
+        clip_grad: maximum L2 norm of each parameter's gradient on its own, as in DINO; 0 disables clipping.
+        precision: number format of the forward pass; "auto" takes bf16 where the hardware supports it, else fp32.
         shard: shard parameters, gradients and optimizer state across the processes of torchrun (FSDP2).
         compile: compile the encoders with torch.compile; the first steps then take about a minute.
         grad_accum_steps: number of parts in which each batch is processed, to save memory; only for losses that are a
             mean over images.
         activation_checkpointing: recompute the activations of each ViT block in the backward pass, to save memory;
             costs one more forward pass.
-        seed: of all random numbers: initial weights, order of the images, augmentations.
+        seed: seed of all random numbers: initial weights, order of the images, augmentations.
         eval_minutes: minutes between two evaluations of the encoder by k-NN.
         save_minutes: minutes between two checkpoints.
     """
@@ -63,7 +64,7 @@ class TrainConfig:
 
 
 def check_train_config(config: TrainConfig) -> None:
-    """Raise InputError if a number is negative, or is 0 where something is divided by it."""
+    """Raise InputError if a number is negative or NaN, or is 0 where something is divided by it."""
     for name, value in asdict(config).items():
         positive = name in POSITIVE
         if isinstance(value, int | float) and not (value > 0 if positive else value >= 0):

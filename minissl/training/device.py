@@ -1,4 +1,4 @@
-"""Choose device and precision, and save or measure memory."""
+"""Choose the device and the precision, and measure or save memory."""
 
 import weakref
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
 
 
 def choose_precision(name: Precision, device: torch.device) -> Precision:
-    """Resolve "auto": bf16 where the hardware multiplies it, else fp32."""
+    """Resolve the precision "auto": bf16 on GPUs and CPUs with instructions for it, else fp32; others are returned."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -52,19 +52,19 @@ def choose_precision(name: Precision, device: torch.device) -> Precision:
 
 
 def memory_used(device: torch.device) -> int:
-    """Return bytes: the peak of a GPU's tensors, or what the process holds now."""
+    """Return memory in bytes: the peak of tensors on a CUDA device so far, else what the process holds now."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(psutil.Process().memory_info().rss)
 
 
 def fits_on_device(num_bytes: int, device: torch.device) -> bool:
-    """Return whether a data set of so many bytes leaves half of the device's free memory to the training."""
+    """Return whether `num_bytes` of data are less than half of a CUDA device's free memory; True for other devices."""
     return device.type != "cuda" or num_bytes < torch.cuda.mem_get_info(device)[0] / 2
 
 
 def transformer_blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the blocks of every transformer in a module: the children of each list called `blocks`."""
+    """Yield the blocks of every transformer in a module: the children of each submodule list called `blocks`."""
     for part in module.modules():
         blocks = part._modules.get("blocks")
         if isinstance(blocks, nn.ModuleList | nn.Sequential):
@@ -72,7 +72,7 @@ def transformer_blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def enable_activation_checkpointing(module: nn.Module) -> None:
-    """Recompute each transformer block in the backward pass instead of storing its activations."""
+    """Enable activation checkpointing, in place: each transformer block is recomputed in the backward pass."""
     for block in transformer_blocks(module):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
@@ -84,10 +84,10 @@ def compile_encoders(method: Method) -> None:
 
 
 class PeakMemory(TorchDispatchMode):
-    """Context manager that counts the bytes of all tensors created inside; fake tensors count like real ones.
+    """Count the bytes of all tensors created inside a `with` block; fake tensors count like real ones.
 
     With FakeTensorMode it predicts the memory of a training on a device that is not present. The allocator's overhead
-    and the kernels' workspace come on top: 20 to 40 % on a CPU.
+    and the kernels' workspace are not counted: 20 to 40 % more on a CPU.
 
     Attributes:
         current: bytes held now.
@@ -124,7 +124,13 @@ def synchronize(device: torch.device) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """Length and cost of a run, measured on a few steps before it starts."""
+    """Length and cost of a run, measured on a few steps before it starts.
+
+    Attributes:
+        steps: length of the run.
+        seconds_per_step: median of the measured steps.
+        memory: bytes, as `memory_used` returns them.
+    """
 
     steps: int
     seconds_per_step: float

@@ -1,4 +1,4 @@
-"""Diagnose a run: compare options, log, features and metrics with the values that indicate a known problem.
+"""Diagnose a run: compare options, log, features and metrics with values that indicate a known problem.
 
 For example, a cross-entropy over N classes that stays at ln N is at chance level: a loss that stays at 5.545 = ln 256
 means that 256 prototypes are predicted as equally likely. All functions are pure and know no method by name, only
@@ -69,7 +69,14 @@ Evidence = Iterator[tuple[str, str]]  # name of the cause, and the values that s
 
 
 class Finding(NamedTuple):
-    """A problem of a run."""
+    """A problem of a run.
+
+    Attributes:
+        name: one of `CAUSES`.
+        evidence: the values that show it.
+        meaning: what the problem is.
+        remedy: which option to change.
+    """
 
     name: str
     evidence: str  # with the values
@@ -81,7 +88,7 @@ class Finding(NamedTuple):
 
 
 def make_findings(evidence: Evidence | list[tuple[str, str]]) -> list[Finding]:
-    """Add meaning and remedy to each cause."""
+    """Add meaning and remedy, from `CAUSES`, to each pair of a cause's name and its evidence."""
     return [Finding(name, values, *CAUSES[name]) for name, values in evidence]
 
 
@@ -112,7 +119,13 @@ def check_options(options: dict[str, Any], steps: int, method: Method) -> list[F
 
 
 def high_learning_rate(options: dict[str, Any], presets: dict[str, dict[str, Any]]) -> Evidence:
-    """Compare with the preset of the same optimizer and, if possible, encoder, scaled linearly to this batch size."""
+    """Find a learning rate above three times that of the presets, scaled linearly to a larger batch size.
+
+    Args:
+        options: of encoder and training, by name.
+        presets: `Method.presets`; those of the same optimizer count, and of these, if there are any, those of the same
+            encoder.
+    """
     known = [asdict(TrainConfig()) | preset for preset in presets.values()]
     known = [preset for preset in known if preset["optimizer"] == options["optimizer"]]
     known = [preset for preset in known if preset.get("encoder.name") == options["name"]] or known
@@ -123,7 +136,12 @@ def high_learning_rate(options: dict[str, Any], presets: dict[str, dict[str, Any
 
 
 def teacher_problems(options: dict[str, Any], steps: int) -> Evidence:
-    """Find options with which an EMA teacher gives no useful targets."""
+    """Find options with which an EMA teacher gives no useful targets.
+
+    Args:
+        options: of method and training, by name.
+        steps: length of the run.
+    """
     momentum = options.get("teacher_momentum")
     if momentum is not None:
         random_fraction = math.exp(-(1 - momentum) / 2 * steps)  # 1 - momentum is halved, because it falls to 0
@@ -151,7 +169,7 @@ def teacher_problems(options: dict[str, Any], steps: int) -> Evidence:
 
 
 def past_warmup(lines: list[LogLine], steps: int) -> bool:
-    """Return whether a run is past its beginning, in which a loss at chance level is normal."""
+    """Return whether a run has done 100 steps and 30 % of its length; before, a loss at chance level is normal."""
     return bool(lines) and lines[-1]["step"] >= max(MIN_STEPS, WARMUP_FRACTION * steps)
 
 
@@ -161,9 +179,9 @@ def check_log(
     """Find problems in the loss; at most one finding, because the first causes the others.
 
     Args:
-        lines: lines of log.jsonl so far.
+        lines: all lines of log.jsonl so far.
         steps: length of the run.
-        options: options of the method.
+        options: options of the method, by name.
         num_candidates: number of classes of each loss term, from `Method.num_candidates`.
     """
     losses = [line for line in lines if "loss" in line]  # the other lines are evaluations
@@ -177,7 +195,13 @@ def check_log(
 
 
 def stuck_losses(late: list[LogLine], options: dict[str, Any], num_candidates: dict[str, int]) -> Evidence:
-    """Find loss terms that stay at a value of no information, in the last third of the lines."""
+    """Find loss terms that stay at chance level, targets that are one-hot and equal for all images, and KoLeo problems.
+
+    Args:
+        late: lines with a loss, of the last third of the steps so far.
+        options: options of the method, by name.
+        num_candidates: as for `check_log`.
+    """
     for name, candidates in num_candidates.items():
         chance_level, values = math.log(candidates), [line[name] for line in late if name in line]
         if chance_level and values and median(values) >= 0.99 * chance_level:
@@ -210,12 +234,12 @@ def _koleo_problems(koleo: list[float], weight: float, main_loss: float) -> Evid
 
 
 def worsening(lines: list[LogLine], losses: list[LogLine], late: list[LogLine]) -> Evidence:
-    """Find a loss that rises and a k-NN accuracy that falls.
+    """Find a loss that rises by more than 10 %, or a k-NN accuracy that falls by more than 0.05.
 
     Args:
         lines: all lines of the log.
         losses: those with a loss.
-        late: the last third of them.
+        late: those of them in the last third of the steps so far.
     """
     first, last = (median(line["loss"] for line in part) for part in (losses[: len(losses) // 20 + 1], late))
     if last > first + 0.1 * abs(first) and "teacher_entropy" not in late[-1]:  # a teacher's targets may get harder
@@ -232,7 +256,7 @@ def check_encoder(
 
     Args:
         rank: RankMe of the features of some images.
-        random_rank: RankMe of the randomly initialized encoder; as low as 1.3 for a narrow ViT.
+        random_rank: RankMe of the same images with the randomly initialized encoder; as low as 1.3 for a narrow ViT.
         num_used_prototypes: number of prototypes that are the argmax for one of the images; None without prototypes.
         num_prototypes: K; uniform assignment would use K (1 - e^(-images / K)) of them.
         num_images: number of images.
@@ -249,7 +273,7 @@ def check_encoder(
 
 
 def check_metrics(metrics: dict[str, Any]) -> list[Finding]:
-    """Find problems in metrics.json of a finished run."""
+    """Find a k-NN accuracy, in metrics.json of a finished run, that does not exceed the one with random weights."""
     knn, random_knn = metrics.get("knn"), metrics.get("random_knn")
     if knn is None or random_knn is None or knn > random_knn or metrics["rank_me"] == metrics["random_rank_me"]:
         return []

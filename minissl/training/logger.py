@@ -22,13 +22,13 @@ from minissl.training import checkpoint
 
 
 class Logger(Protocol):
-    """Receives the metrics of a run. Only the first process calls it."""
+    """Receive the metrics of a run: the protocol of all loggers. Only the first process calls it."""
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
-        """Record metrics after so many steps; with "loss" they are of training, else of an evaluation."""
+        """Record metrics by name after `step` steps: of training if "loss" is one of them, else of an evaluation."""
 
     def close(self) -> None:
-        """Finish; called once, also after an error."""
+        """Release what the logger holds; called once, also after an error."""
 
 
 class JsonLinesLogger:
@@ -56,7 +56,7 @@ class JsonLinesLogger:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Read the lines of a log.jsonl. Lines damaged by a kill or power failure are skipped; a missing file has none."""
+    """Read the lines of a log.jsonl. Lines damaged by a kill or power failure are skipped; a missing file gives []."""
     text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     lines = []
     for line in text.splitlines():
@@ -66,7 +66,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 class Interval:
-    """Return True once per interval, in all processes at the same call.
+    """Signal when an interval has passed: a call returns True once per interval, in all processes at the same call.
 
     Args:
         seconds: length of the interval.
@@ -83,15 +83,17 @@ class Interval:
 
 
 class TrainingMonitor:
-    """Log, evaluate and save at intervals; called after every step.
+    """Log, evaluate and save at intervals; called after every step, in all processes.
+
+    Terms of the loss are logged about once a second.
 
     Args:
         output_dir: the run directory.
         start_step: the step from which the run continues.
         steps: length of the run.
-        batch_size: images per step.
-        evaluate: returns metrics of the encoder; called every `eval_minutes` and at the end.
-        save: saves everything at a step; called every `save_minutes` and at the end.
+        batch_size: images per step, over all processes.
+        evaluate: returns metrics of the encoder by name; called every `eval_minutes` and at the end.
+        save: writes the checkpoint of a step; called every `save_minutes` and at the end.
         eval_minutes, save_minutes: length of these intervals.
         diagnose: returns findings (with `name`) from the lines of the log; called after `evaluate`.
         loggers: receive the same metrics as log.jsonl.
@@ -124,10 +126,15 @@ class TrainingMonitor:
         )  # fmt: skip
 
     def __call__(self, step: int, terms: dict[str, Tensor], lr: float) -> None:
-        """Handle the terms of the loss after so many steps.
+        """Log, evaluate and save what is due after `step` steps.
+
+        Args:
+            step: number of steps done.
+            terms: scalars of the last step by name, still on the device.
+            lr: learning rate of the last step.
 
         Raises:
-            InputError: if the loss is not finite, or a file cannot be written.
+            InputError: if the loss is not finite when it is read, or a file cannot be written.
         """
         self.bar.update(self.batch_size)
         last = step == self.steps
@@ -175,7 +182,7 @@ class TrainingMonitor:
             self.bar.write(text)
 
     def _images_per_second(self, step: int) -> float:
-        """Return the speed since the last call."""
+        """Return the images per second since the last call or evaluation."""
         now = time.monotonic()
         images, seconds = (step - self.last_step) * self.batch_size, now - self.last_time
         self.last_time, self.last_step = now, step
@@ -183,7 +190,7 @@ class TrainingMonitor:
 
 
 def check_finite(values: dict[str, float], step: int) -> dict[str, float]:
-    """Return the terms of a step. Raises InputError if the loss is not finite."""
+    """Return the terms of a step unchanged. Raises InputError if "loss" is not finite."""
     if not math.isfinite(values["loss"]):
         raise InputError(
             f"The loss is {values['loss']} at step {step}; the last checkpoint is from before. "
@@ -194,10 +201,10 @@ def check_finite(values: dict[str, float], step: int) -> dict[str, float]:
 
 @contextmanager
 def defer_interrupt() -> Iterator[Callable[[], bool]]:
-    """Note Ctrl-C instead of raising it, so that the current step is finished and saved. A second Ctrl-C raises.
+    """Record Ctrl-C instead of raising it, so that the current step is finished and saved. A second Ctrl-C raises.
 
     Yields:
-        A function that returns whether Ctrl-C was pressed. In another thread than the main one it is always False.
+        A function that returns whether Ctrl-C was pressed; always False in a thread other than the main one.
     """
     interrupted = False
 

@@ -1,4 +1,4 @@
-"""Parameter groups, per-tensor gradient clipping, and LARS.
+"""Define parameter groups, per-tensor gradient clipping, and the optimizer LARS.
 
 As in DINO's code: weight decay applies to matrices and larger tensors only, and each gradient is clipped on its own.
 """
@@ -20,7 +20,8 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
 
     Returns:
         Groups for a torch optimizer; besides "params" each holds "lr_scale", the factor on its learning rate, and
-        "decay", whether weight decay applies. The first two are never missing, but may be empty.
+        "decay", whether weight decay applies. The two groups with factor 1, of matrices and of vectors, always exist
+        but may be empty.
     """
     lr_scales = module.param_lr_scales() if isinstance(module, Method) else {}
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
@@ -36,21 +37,21 @@ def param_groups(module: nn.Module) -> list[dict[str, Any]]:
 
 
 def zero_encoder_grads(method: nn.Module) -> None:
-    """Clear the encoder's gradients, so that a step changes only the heads. Its weight decay is skipped as well."""
+    """Clear the encoder's gradients, so that a step changes only the heads; its weight decay is skipped too."""
     for name, p in method.named_parameters():
         if "encoder." in name:
             p.grad = None
 
 
 def clip_grad_per_tensor(parameters: list[nn.Parameter], max_norm: float) -> None:
-    """Scale down each gradient whose L2 norm exceeds `max_norm`, each on its own, not by their common norm."""
+    """Scale each gradient whose L2 norm exceeds `max_norm` down to that norm, in place and each on its own."""
     grads = [p.grad for p in parameters if p.grad is not None]
     norms = torch.stack(torch._foreach_norm(grads))
     torch._foreach_mul_(grads, list((max_norm / (norms + 1e-6)).clamp(max=1).unbind()))
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with a learning rate adapted to each layer, for very large batches of a convolutional network.
+    """Update parameters by SGD with a learning rate for each layer, for very large batches of a convolutional network.
 
     You et al., Large Batch Training of Convolutional Networks, 2017 (arXiv:1708.03888), as SimCLR uses it::
 

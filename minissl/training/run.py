@@ -1,4 +1,4 @@
-"""A run and its directory: from options to a trained encoder, its metrics and figures::
+"""Train a run in its directory: from options to a trained encoder, its metrics and figures::
 
     runs/NAME/config.json              the options, and the plan that was measured at the start
               log.jsonl                terms of the loss and evaluations, one JSON object per line
@@ -67,12 +67,12 @@ class Run:
 
     @property
     def encoder(self) -> Encoder:
-        """The trained encoder, in evaluation mode, without gradients."""
+        """Return the trained encoder, in evaluation mode, without gradients."""
         return self._encoder or pretrained.load_encoder(self.output_dir)
 
     @property
     def log(self) -> list[dict[str, float]]:
-        """The lines of log.jsonl."""
+        """Return the lines of log.jsonl."""
         return read_log(self.output_dir / "log.jsonl")
 
 
@@ -98,9 +98,12 @@ def start_run(
     Args:
         run: the options.
         output_dir: the run directory; it is created.
-        device: the device or its name; None chooses.
+        device: the device or its name; None takes the first available of cuda, mps and cpu.
         resume: continue the run that is in the directory.
         loggers: receive the same metrics as log.jsonl.
+
+    Returns:
+        The finished run.
 
     Raises:
         InputError: for options that are wrong, data that does not fit, and everything else that can be corrected.
@@ -141,9 +144,12 @@ def train(
         config: hyperparameters; None for the defaults.
         output_dir: the run directory; None for runs/METHOD.
         test_set: test images, as `dataset`; without them there are neither metrics nor figures.
-        device: the device or its name; None chooses.
+        device: the device or its name; None takes the first available of cuda, mps and cpu.
         resume: continue the run that is in the directory; method and data set have to be the same.
         loggers: receive the same metrics as log.jsonl.
+
+    Returns:
+        The finished run.
 
     Raises:
         InputError, KeyboardInterrupt: as `start_run`.
@@ -214,7 +220,7 @@ def _resolve_config(run: RunConfig, device: torch.device) -> TrainConfig:
 
 
 def describe_threads() -> str:
-    """Return the number of processes, if there are several, and of threads in each."""
+    """Return the number of processes, if there are several, and of threads in each, as words."""
     processes = f"{distributed.world_size()} processes of " if distributed.is_distributed() else ""
     return f"{processes}{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
 
@@ -352,10 +358,11 @@ def evaluate_run(
         output_dir: the run directory.
         data_name: name of another data set than the run's own.
         data: train and test images, if they are loaded already.
-        device: None chooses.
+        device: None takes the first available of cuda, mps and cpu.
 
     Returns:
-        The content of metrics.json.
+        The content of metrics.json, name and sizes of the data set, the metrics of `evaluate_encoder` and, for a method
+        with text, of `evaluate_zero_shot`. Metrics with random weights have the prefix `random_`.
 
     Raises:
         InputError: if there is no run, or its encoder or data set was made in Python.

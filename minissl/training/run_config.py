@@ -1,4 +1,4 @@
-"""Options of a run, and config.json, the file that holds them."""
+"""Define the options of a run, and read them from config.json, the file that holds them."""
 
 import json
 from collections.abc import Mapping
@@ -54,12 +54,12 @@ class RunConfig:
 
     @property
     def crop_size(self) -> int:
-        """Side in pixels of the images that the encoder sees."""
+        """Return the side in pixels of the images that the encoder sees."""
         return int(self.method_options.get("crop_size", self.encoder["image_size"]))
 
     @property
     def feature_pooling(self) -> Literal["cls", "both"]:
-        """Tokens that make an image's feature, see Method."""
+        """Return which tokens make an image's feature, see `Method`."""
         if self.method == CUSTOM:
             return "both" if self.method_options["feature_pooling"] == "both" else "cls"
         return get_method_class(self.method).feature_pooling
@@ -90,7 +90,7 @@ class RunConfig:
         return method
 
     def load_dataset(self, split: str) -> ImageDataset:
-        """Load the "train" or "test" split. Raises InputError if the data set was made in Python."""
+        """Load the "train" or "test" split of the data set. Raises InputError if it was made in Python."""
         if self.data == CUSTOM:
             raise InputError(
                 "The data set of this run was made in Python and cannot be loaded by name; give --data NAME."
@@ -142,7 +142,7 @@ def _check_known(path: Path, options: dict[str, Any], known: Mapping[str, Parame
 
 
 def check_run_dir(run: RunConfig, output_dir: Path, resume: bool) -> None:
-    """Raise InputError if training this run here would overwrite another, or continue it with other options."""
+    """Raise InputError if training in `output_dir` would overwrite another run, or continue it with other options."""
     if output_dir.exists() and not output_dir.is_dir():
         raise InputError(f"{output_dir} is a file; choose another --out.")
     if not (output_dir / "config.json").exists():
@@ -170,7 +170,10 @@ def _flatten(run: RunConfig) -> dict[str, Any]:
 
 
 def load_run_method(name_or_path: str | Path) -> Method:
-    """Load a whole method in evaluation mode: the last checkpoint of a run directory, or an exported file.
+    """Load a method with all its networks from the last checkpoint of a run directory, or from an exported file.
+
+    Returns:
+        The method in evaluation mode, without gradients.
 
     Raises:
         InputError: if there is none, or it was made in Python.
@@ -184,6 +187,6 @@ def load_run_method(name_or_path: str | Path) -> Method:
 
 
 def random_init_encoder(run: RunConfig) -> Encoder:
-    """Return the run's encoder with random weights, in evaluation mode."""
+    """Return the run's encoder with random weights of the run's seed, in evaluation mode, without gradients."""
     torch.manual_seed(run.train["seed"])
     return create_encoder(**run.encoder | {"weights": "none"}).eval().requires_grad_(False)

@@ -67,6 +67,12 @@ def iterate_batches(
         seed: of the order, see `EpochSampler`.
         start_step: number of batches to skip.
         device: of the batches; None keeps the data set's.
+
+    Yields:
+        The images of this process, (B / W, 3, S, S) uint8, and their annotations.
+
+    Raises:
+        InputError: if there are fewer images than a batch has.
     """
     sampler = EpochSampler(len(dataset), batch_size, seed, start_step)
     for batch in dataset.iterate(sampler):
@@ -74,7 +80,7 @@ def iterate_batches(
 
 
 def check_batch_split(method: Method, batch_size: int, num_parts: int) -> None:
-    """Raise InputError if a batch cannot be split over the processes, or into parts with the same gradient."""
+    """Raise InputError if a batch cannot be split over the processes, or into parts without changing the gradient."""
     distributed.local_batch_size(batch_size)
     if num_parts == 1:
         return
@@ -97,7 +103,7 @@ def check_batch_split(method: Method, batch_size: int, num_parts: int) -> None:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed all random generators for one step."""
+    """Seed torch's and Python's random generators for one step, from (seed, step)."""
     number = int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
     torch.manual_seed(number)
     random.seed(number)

@@ -1,10 +1,10 @@
-"""Schedules as functions of `progress` in [0, 1], the fraction of the run that is done."""
+"""Compute schedules as functions of `progress` in [0, 1], the fraction of the run that is done."""
 
 import math
 
 
 def cosine(start: float, end: float, progress: float) -> float:
-    """Return a value between `start` and `end` along half a cosine."""
+    """Return end + (start - end) (1 + cos(pi progress)) / 2: `start` at progress 0, `end` at 1."""
     return end + 0.5 * (start - end) * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
 
 
@@ -14,7 +14,7 @@ def linear(start: float, end: float, progress: float, until: float = 1.0) -> flo
 
 
 def warmup_cosine(start: float, peak: float, end: float, progress: float, warmup: float) -> float:
-    """Return a line from `start` to `peak` over the first fraction `warmup` of the run, then a cosine to `end`."""
+    """Return a value on a line from `start` to `peak` up to progress `warmup`, then on a cosine to `end` at 1."""
     if progress < warmup:
         return linear(start, peak, progress, until=warmup)
     return cosine(peak, end, (progress - warmup) / max(1 - warmup, 1e-12))

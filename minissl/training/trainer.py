@@ -1,4 +1,4 @@
-"""The training loop, for every method and device.
+"""Run the training loop, for every method and device::
 
     terms = method.loss(batch, progress)
     terms["loss"].backward()
@@ -62,7 +62,7 @@ def set_schedules(optimizer: torch.optim.Optimizer, config: TrainConfig, progres
         progress: fraction of the run that is done, in [0, 1].
 
     Returns:
-        The learning rate of parameters whose scale is 1.
+        The learning rate of parameters whose "lr_scale" is 1.
     """
     lr, weight_decay = config.lr, config.weight_decay
     schedule_progress = progress / config.schedule_fraction
@@ -84,7 +84,7 @@ def training_step(
     config: TrainConfig,
     loss: Loss | None = None,
 ) -> dict[str, Tensor]:
-    """Take one optimizer step.
+    """Compute the loss and its gradients for one batch, and take one optimizer step.
 
     Args:
         method: the method; it is changed.
@@ -129,7 +129,7 @@ def train_steps(
     loss: Loss | None = None,
     progress: float | None = None,
 ) -> Generator[tuple[int, dict[str, Tensor]], None, None]:
-    """Train, one step for each item. This is the only training loop.
+    """Take a training step for each item that is requested. This is the only training loop.
 
     Args:
         method: on its device; it is changed.
@@ -139,10 +139,10 @@ def train_steps(
         start_step: number of steps that are done already.
         optimizer: None creates one.
         loss: as for `training_step`.
-        progress: constant progress for all steps; None takes step / steps.
+        progress: constant progress for all steps; None takes the number of steps done before, divided by `steps`.
 
     Yields:
-        The number of steps done, and the terms of the loss, still on the device.
+        The number of steps done, and the terms of the loss by name, still on the device.
     """
     optimizer = optimizer or create_optimizer(method, config)
     device = next(method.parameters()).device
@@ -160,6 +160,9 @@ def plan(method: Method, dataset: ImageDataset, config: TrainConfig) -> Plan:
         method: on its device; it is not changed.
         dataset: training images.
         config: with its precision resolved.
+
+    Returns:
+        The number of steps for `config.minutes`, or else for `config.epochs`, with the median time of a step.
     """
     trial, device, seconds = copy.deepcopy(method), next(method.parameters()).device, []
     if config.activation_checkpointing:
@@ -185,10 +188,10 @@ def learn(
     evaluate: Callable[[], dict[str, float]] = dict,
     eval_every: int = 0,
 ) -> list[dict[str, float]]:
-    """Train in memory, without a run directory, as notebooks do.
+    """Train a method in memory, without a run directory, as notebooks do.
 
     Args:
-        method: on its device; it is changed.
+        method: on its device; it is prepared for the data set and changed.
         dataset: training images.
         config: its epochs, minutes, eval_minutes and save_minutes are not used.
         steps: length of the run.
@@ -263,10 +266,10 @@ def fit(
     diagnose: Callable[[list[dict[str, float]]], Sequence[Any]] = lambda lines: [],
     loggers: Sequence[Logger] = (),
 ) -> None:
-    """Train in a run directory, from its checkpoint if it has one.
+    """Train a method in a run directory, from its checkpoint if it has one.
 
     Args:
-        method: on its device; it is changed.
+        method: on its device, prepared for the data set; it is changed.
         dataset: training images.
         config: with its precision resolved.
         steps: length of the run.

@@ -73,11 +73,13 @@ def image_grid(
 
 def _shared_scale(images: Sequence[Tensor], limits: tuple[float | None, float | None]) -> Normalize:
     """Return the color scale of all maps (H, W) among the images."""
-    maps, (low, high) = [image for image in images if image.ndim == 2], limits
-    if maps and low is None:
-        low = min(float(image.min()) for image in maps)
-    if maps and high is None:
-        high = max(float(image.max()) for image in maps)
+    low, high = limits
+    values = [image[~image.isnan()] for image in images if image.ndim == 2]  # NaN is drawn as missing
+    values = [of_map for of_map in values if len(of_map)]
+    if values and low is None:
+        low = min(float(of_map.min()) for of_map in values)
+    if values and high is None:
+        high = max(float(of_map.max()) for of_map in values)
     return Normalize(low, high)
 
 
