@@ -67,7 +67,7 @@ def test_commands_exist(path):
         assert target in targets, target
     for line in re.findall(r"(?:^|python -m )minissl (.*)", text, re.MULTILINE):
         command, *rest = shlex.split(line.split("#")[0])
-        if command == "train" and rest and rest[0] in list_methods():
+        if command == "train" and rest and rest[0] in list_methods() and "--help" not in rest:
             train_parser(rest[0], "cpu").parse_args([with_underscores(word) for word in rest[1:]])
         assert command in COMMANDS or command.startswith("-"), line
 
