@@ -37,11 +37,12 @@ apidoc_modules = [
         "destination": "docs/api",
         "separate_modules": True,
         "module_first": True,
-        "automodule_options": {"members", "show-inheritance", "ignore-module-all"},
         "exclude_patterns": ["**/__main__.py"],
     }
 ]
 autodoc_member_order = "bysource"
+autodoc_default_options = {"ignore-module-all": True}  # a name is documented where it is defined
+suppress_warnings = ["ref.python"]  # a bare name in a docstring, as `log`, may have several definitions
 autodoc_typehints = "none"  # the docstrings give shapes and ranges
 default_role = "code"
 napoleon_use_ivar = True
