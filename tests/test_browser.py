@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.test_book import CHAPTERS, NOTEBOOKS, make_book, name_of
+from tests.test_book import CHAPTERS, NOTEBOOKS, ROOT, make_book, name_of
 
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: python -m pip install -e .[browser]")
 pytest.importorskip("myst_nb", reason="the packages of `book` are missing: python -m pip install -e .[book]")
@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: `make browser` installs it"),
 ]
+DOCS = sorted(ROOT.glob("docs/*.md"))
 LESSON = "3_3_dino"  # its first widget is quick
 BROKEN = """() => [
     ...[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => `image not loaded: ${i.src}`),
@@ -67,7 +68,9 @@ def window(chromium, width, height=900):
 def test_pages_render(book, chromium, width):
     errors_by_page = {}
     with window(chromium, width) as (page, errors):
-        for name in ["index", "search", *map(name_of, NOTEBOOKS)]:
+        page.goto((book / "index.html").as_uri())
+        page.wait_for_url("**/chapters/0_map.html")  # index.html leads to the first notebook
+        for name in ["search", *map(name_of, NOTEBOOKS), *map(name_of, DOCS)]:
             page.goto((book / f"{name}.html").as_uri())
             page.evaluate("() => window.MathJax?.startup?.promise?.then(() => true)")  # wait for it
             errors_by_page[name] = [*errors, *page.evaluate(BROKEN)]
