@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from minissl.evaluation.benchmark import evaluate_encoder as evaluate
     from minissl.evaluation.features import extract_features
     from minissl.hub.pretrained import load_encoder
+    from minissl.methods import list_methods
     from minissl.methods.base import Batch, Method
-    from minissl.methods.registry import create_method, list_methods
+    from minissl.methods.registry import create_method
     from minissl.models.factory import create_encoder, list_encoders, wrap_encoder
     from minissl.models.outputs import Encoder, Tokens
     from minissl.training.config import TrainConfig
@@ -52,7 +53,7 @@ _API = {  # name: where it is defined; modules are imported at the first use
     "from_dataset": "data.adapter",
     "list_datasets": "data.registry",
     "list_encoders": "models.factory",
-    "list_methods": "methods.registry",
+    "list_methods": "methods",
     "load_dataset": "data.registry",
     "load_encoder": "hub.pretrained",
     "train": "training.run",

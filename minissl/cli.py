@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from minissl import __version__, distributed
+from minissl import __version__
+from minissl.data.names import DATASET_NAMES
 from minissl.errors import InputError, suggestion
+from minissl.methods import list_methods
 
 if TYPE_CHECKING:
     from minissl.reports.dataset_stats import DatasetStats
@@ -58,7 +60,6 @@ class Parser(ArgumentParser):
 
 def train_parser(method: str, preset: str) -> Parser:
     """Build the parser of `train METHOD`, with the preset's values as defaults."""
-    from minissl.data.registry import DATASET_NAMES
     from minissl.methods.registry import get_method_class
     from minissl.models.factory import create_encoder
     from minissl.training.config import TrainConfig
@@ -91,7 +92,7 @@ def with_underscores(word: str) -> str:
 
 def parse_run(words: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
     """Parse the words after `train` into a run's configuration and all options by name."""
-    from minissl.methods.registry import get_method_class, list_methods, method_options
+    from minissl.methods.registry import get_method_class, method_options
     from minissl.training.config import TrainConfig
     from minissl.training.device import choose_device
     from minissl.training.run import RunConfig
@@ -118,6 +119,7 @@ def parse_run(words: Sequence[str]) -> tuple[RunConfig, dict[str, Any]]:
 
 def train(words: Sequence[str]) -> None:
     """Train a method, evaluate its encoder and draw its figures."""
+    from minissl import distributed
     from minissl.training.run import start_run
 
     run, options = parse_run(words)
@@ -283,17 +285,25 @@ def main(words: Sequence[str]) -> int:
         elif (name := words[0].replace("_", "-")) not in COMMANDS:
             raise InputError(f"Unknown command {words[0]!r}{suggestion(name, COMMANDS)}; choose {', '.join(COMMANDS)}.")
         else:
+            if "torch" not in sys.modules and _is_first_process():
+                print("Loading PyTorch.", file=sys.stderr, flush=True)  # which takes seconds
             return COMMANDS[name](words[1:]) or 0
     except InputError as error:
         print(f"minissl: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if distributed.rank() == 0:
+        if _is_first_process():
             print("Stopped. The same command with --resume continues a training.", file=sys.stderr)
         return 130
     finally:
-        distributed.shutdown_distributed()
+        if distributed := sys.modules.get("minissl.distributed"):  # not imported for --help
+            distributed.shutdown_distributed()
     return 0
+
+
+def _is_first_process() -> bool:
+    """Return whether this is the first of the processes that torchrun started, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def console() -> NoReturn:
@@ -302,9 +312,6 @@ def console() -> NoReturn:
 
 
 def _usage() -> str:
-    from minissl.data.registry import DATASET_NAMES
-    from minissl.methods.registry import list_methods
-
     return USAGE.format(methods=", ".join(list_methods()), datasets=DATASET_NAMES)
 
 

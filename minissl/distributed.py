@@ -78,13 +78,13 @@ def print_once(text: object) -> None:
         print(text, flush=True)
 
 
-def any_process(flag: bool) -> bool:
-    """Return whether the flag is set in any process. Runs on the CPU, so that no GPU waits."""
+def any_process(*flags: bool) -> list[bool]:
+    """Return for each flag whether it is set in any process. Runs on the CPU, so that no GPU waits."""
     if not is_distributed():
-        return flag
-    reduced = torch.tensor(int(flag))
+        return list(flags)
+    reduced = torch.tensor(flags, dtype=torch.int32)
     dist.all_reduce(reduced, dist.ReduceOp.MAX)
-    return bool(reduced)
+    return reduced.bool().tolist()
 
 
 def broadcast_object(value: Any) -> Any:
@@ -180,6 +180,47 @@ def local_batch_size(batch_size: int) -> int:
     return batch_size // world_size()
 
 
+class _NormalizeBatch(torch.autograd.Function):
+    """Normalize (n, C, ...) by the statistics of all processes' rows; one collective forward and one backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return y, the mean (C,), the biased variance (C,) and the number of values of each channel, a scalar."""
+        axes, shape, channels = _axes_but_channels(x), _channel_shape(x), x.shape[1]
+        count = x.numel() // channels
+        mean = x.sum(axes) / max(count, 1)  # a process may have no rows, where there are no local crops
+        squares = (x - mean.view(shape)).square().sum(axes)
+        statistics = torch.cat([x.new_full((1,), count), mean, squares])
+        parts = [torch.empty_like(statistics) for _ in range(world_size())]
+        dist.all_gather(parts, statistics)
+        counts, means, squares = torch.stack(parts).split([1, channels, channels], dim=1)  # (W, 1), (W, C), (W, C)
+        total = counts.sum()
+        mean = (counts * means).sum(0) / total.clamp_min(1)
+        var = (squares + counts * (means - mean).square()).sum(0) / total.clamp_min(1)
+        scale = (var + eps).rsqrt()
+        y = (x - mean.view(shape)) * scale.view(shape)
+        ctx.save_for_backward(y, scale, total)
+        ctx.mark_non_differentiable(mean, var, total)
+        return y, mean, var, total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *unused: Any) -> tuple[Tensor, None]:
+        y, scale, total = ctx.saved_tensors
+        axes, shape = _axes_but_channels(y), _channel_shape(y)
+        means = torch.stack([gradient.sum(axes), (gradient * y).sum(axes)])
+        dist.all_reduce(means)
+        mean, slope = (means / total.clamp_min(1)).unbind()
+        return (gradient - mean.view(shape) - y * slope.view(shape)) * scale.view(shape), None
+
+
+def _axes_but_channels(x: Tensor) -> list[int]:
+    return [axis for axis in range(x.ndim) if axis != 1]
+
+
+def _channel_shape(x: Tensor) -> list[int]:
+    return [-1 if axis == 1 else 1 for axis in range(x.ndim)]
+
+
 class SyncBatchNorm(_BatchNorm):
     """Batch norm over the batches of all processes, each with its own number of rows. torch's own needs a GPU."""
 
@@ -187,15 +228,11 @@ class SyncBatchNorm(_BatchNorm):
         """Accept any (n, C, ...)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training and self.running_mean is not None:
+        if not is_distributed() or (not self.training and self.running_mean is not None):
             return super().forward(x)
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        shape = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
-        y = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        count = all_reduce_sum(torch.full((), float(x.numel() // x.shape[1]), dtype=y.dtype, device=x.device))
-        divisor = count.clamp_min(1)  # a batch has no rows where there are no local crops
-        y = y - (mean := all_reduce_sum(y.sum(axes)) / divisor).view(shape)
-        var = all_reduce_sum(y.square().sum(axes)) / divisor
+        y, mean, var, count = _NormalizeBatch.apply(
+            x.float() if x.dtype in (torch.bfloat16, torch.float16) else x, self.eps
+        )
         if self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
                 assert self.num_batches_tracked is not None
@@ -204,7 +241,7 @@ class SyncBatchNorm(_BatchNorm):
                 weight = (self.momentum * (count > 0)).to(self.running_mean.dtype)
                 self.running_mean.lerp_(mean.to(weight.dtype), weight)
                 self.running_var.lerp_((var * count / (count - 1).clamp_min(1)).to(weight.dtype), weight)
-        y = y * (var + self.eps).rsqrt().view(shape)
+        shape = _channel_shape(x)
         return (y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
 
 
@@ -290,6 +327,6 @@ def gather_method(method: nn.Module, into: nn.Module) -> nn.Module:
 def mean_terms(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     """Average scalars by name over all processes."""
     if not is_distributed():
-        return terms
+        return dict(terms)
     stacked = torch.stack([term.detach().float() for term in terms.values()])
     return dict(zip(terms, (all_reduce_sum(stacked) / world_size()).unbind()))

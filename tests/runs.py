@@ -17,6 +17,7 @@ from minissl.models.outputs import Encoder, Tokens
 from minissl.training import run, trainer
 from minissl.training.checkpoint import load_tensors, save_tensors
 from minissl.training.config import TrainConfig
+from minissl.training.plan import Plan
 from tests.folders import TINY
 
 STEPS = 12  # of `train_tiny` on 12 images
@@ -73,7 +74,7 @@ def fit_toy(output_dir: Path, method: ToyMethod, save_minutes: float = 0.0) -> N
     def export(encoder):
         save_tensors(output_dir / "encoder.safetensors", encoder.state_dict(), {})
 
-    trainer.fit(method, numbered_images(12), config, 10, output_dir, lambda encoder: {"metric": 1.0}, export)
+    trainer.fit(method, numbered_images(12), config, Plan(10), output_dir, lambda encoder: {"metric": 1.0}, export)
 
 
 def train_tiny(data: Path, output_dir: Path, *options: str) -> int:

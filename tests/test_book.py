@@ -1,6 +1,6 @@
 """The book: every page has the outputs of its notebook and loads nothing from a network.
 
-How pages look and behave in a browser is tested in `test_browser`.
+In Chromium, the pages are local files, from which no page can load anything from a server.
 """
 
 import json
@@ -12,12 +12,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.browser import open_chromium, window
+
 ROOT = Path(__file__).parent.parent
 CHAPTERS = ROOT / "chapters"
 NOTEBOOKS = sorted([*CHAPTERS.glob("*.ipynb"), *CHAPTERS.glob("solutions/*.ipynb")])
 LESSONS = [path for path in NOTEBOOKS if path.parent == CHAPTERS]
 IMAGE = "image/png"
 WIDGET = "application/vnd.jupyter.widget-view+json"
+BROKEN = """() => [
+    ...[...document.images].filter(i => !i.complete || !i.naturalWidth).map(i => `image not loaded: ${i.src}`),
+    ...[...document.images].filter(i => !/\\w \\w/.test(i.alt)).map(i => `image without alt text: ${i.src}`),
+    ...[...document.querySelectorAll("span.math, div.math")].filter(m => !m.querySelector("mjx-container"))
+        .map(m => `equation not rendered: ${m.textContent}`),
+    ...[...document.querySelectorAll("mjx-merror")].map(m => `equation with an error: ${m.textContent}`),
+    ...(document.documentElement.scrollWidth > innerWidth ? ["wider than the window"] : []),
+]"""
 
 
 def name_of(path):
@@ -119,6 +129,40 @@ def test_index_leads_to_the_map_which_links_to_all_notebooks(book):
     page = (book / "chapters/0_map.html").read_text(encoding="utf-8")
     for path in NOTEBOOKS[1:]:
         assert f'href="{path.relative_to(CHAPTERS).with_suffix("").as_posix()}.html"' in page, path
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with open_chromium() as browser:
+        yield browser
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_pages_render(book, chromium, width):
+    errors_by_page = {}
+    with window(chromium, width) as (page, errors):
+        page.goto((book / "index.html").as_uri())
+        page.wait_for_url("**/chapters/0_map.html")  # index.html leads to the first notebook
+        for name in ["search", *map(name_of, NOTEBOOKS), *map(name_of, sorted(ROOT.glob("docs/*.md")))]:
+            page.goto((book / f"{name}.html").as_uri())
+            page.evaluate("() => window.MathJax?.startup?.promise?.then(() => true)")  # wait for it
+            errors_by_page[name] = [*errors, *page.evaluate(BROKEN)]
+            errors.clear()
+    assert {name: found for name, found in errors_by_page.items() if found} == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_search_finds_a_page(book, chromium, width):
+    with window(chromium, width) as (page, errors):
+        page.goto((book / "chapters/2_clip.html").as_uri())
+        page.locator("button[aria-label=Search]:visible").click()
+        page.keyboard.type("Sinkhorn")
+        page.keyboard.press("Enter")
+        page.locator("#search-results a", has_text="3.4 DINOv2").first.click()
+        page.wait_for_url("**/chapters/3_4_dinov2.html*")
+        assert errors == []
 
 
 # The first cell of every lesson: it clones the course on Colab and does nothing elsewhere.

@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from minissl.data.batch import Batch
 from minissl.errors import InputError
+from minissl.methods import list_methods
 from minissl.methods.base import ImageTextMethod, Method
-from minissl.methods.registry import create_method, get_method_class, list_methods, method_options
+from minissl.methods.registry import create_method, get_method_class, method_options
 from minissl.models.factory import create_encoder
 from minissl.models.outputs import Encoder, Tokens
 from minissl.training import trainer

@@ -14,12 +14,12 @@ from minissl.cli import main, train_parser
 from minissl.data import registry
 from minissl.data.synthetic.scenes import Scenes
 from minissl.errors import InputError
-from minissl.methods import dino, simclr
-from minissl.methods.registry import get_method_class, list_methods, method_options
+from minissl.methods import dino, list_methods, simclr
+from minissl.methods.registry import get_method_class, method_options
 from minissl.models.factory import create_encoder
 from minissl.training import checkpoint, diagnostics, logger, run_config, trainer
 from minissl.training.config import TrainConfig
-from minissl.training.device import Plan
+from minissl.training.plan import Plan
 from minissl.training.run import RunConfig
 from tests.golden import tiny_vit
 from tests.runs import ToyMethod
@@ -48,7 +48,7 @@ def tiny_runs(monkeypatch):
     tiny = wraps(create_encoder)(lambda **options: tiny_vit(4, 16, "conv"))
     monkeypatch.setattr(run_config, "create_encoder", tiny)
     monkeypatch.setattr(run_config.pretrained, "load_weights", lambda encoder, weights: None)
-    monkeypatch.setattr(logger.Interval, "__call__", lambda self: self.seconds == 1.0)
+    monkeypatch.setattr(logger.Interval, "due", lambda self: self.seconds == 1.0)
 
 
 def write_run(output_dir, name, steps=100, train=None, **options):
@@ -72,8 +72,8 @@ def train_run(output_dir, name, steps=100, spoil=lambda images: images, **option
     method.prepare(data)
     num_candidates = method.num_candidates(config.batch_size)
     trainer.fit(
-        method, data, config, steps, output_dir, lambda encoder: {"knn": 0.5}, lambda encoder: None,
-        lambda lines: diagnostics.check_log(lines, steps, run.method_options, num_candidates),
+        method, data, config, Plan(steps), output_dir, lambda encoder: {"knn": 0.5}, lambda encoder: None,
+        lambda lines, steps: diagnostics.check_log(lines, steps, run.method_options, num_candidates),
     )  # fmt: skip
 
 

@@ -1,6 +1,8 @@
 """Image files that change or disappear during training, and worker processes that are killed."""
 
+import gc
 import multiprocessing.resource_sharer
+import multiprocessing.synchronize
 import os
 import shutil
 import signal
@@ -155,6 +157,30 @@ def test_a_worker_killed_while_it_passes_a_batch_on_is_reported(data, monkeypatc
     with pytest.raises(InputError, match="worker process"), report_dead_workers():
         next(image_files(data, num_workers=1).iterate([torch.tensor([0, 1])]))
     time.sleep(0.5)  # no signal arrives later
+
+
+class KilledWithTheLock(ImageFiles):
+    """The worker that decodes is killed while it holds the lock of every event between it and the main process."""
+
+    def get_batch(self, indices):
+        for event in [x for x in gc.get_objects() if type(x) is multiprocessing.synchronize.Event]:
+            event._cond.acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the worker is a fork")
+def test_a_killed_worker_leaves_no_lock_that_is_waited_for(data):
+    def fail(number, frame):
+        raise TimeoutError
+
+    signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    try:
+        with pytest.raises(InputError, match="worker process"), report_dead_workers():
+            next(KilledWithTheLock(image_files(data).files, 16, num_workers=1).iterate([torch.tensor([0])]))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for other processes")

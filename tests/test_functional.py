@@ -116,6 +116,13 @@ def test_blur_equals_torchvision_in_the_interior(images):
         torch.testing.assert_close(blurred[i, :, 12:-12, 12:-12], expected[:, 12:-12, 12:-12], rtol=0, atol=1e-3)
 
 
+def test_a_blur_that_shows_in_no_pixel_is_left_out(images):
+    sigma = functional.NEGLIGIBLE_SIGMA
+    assert functional.blur_weights(torch.tensor([sigma]), 9)[0, 4, 3] < 1 / 255
+    assert functional.random_gaussian_blur(images, 1.0, max_sigma=sigma) is images
+    assert functional.random_gaussian_blur(images, 1.0, sigma, 2 * sigma) is not images
+
+
 def test_blur_keeps_a_constant_image_up_to_the_border(images):
     constant = torch.full_like(images, 0.3)
     torch.testing.assert_close(functional.gaussian_blur(constant, torch.full((4,), 2.0)), constant)

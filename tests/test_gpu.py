@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minissl.data.transforms import functional, masking
-from minissl.methods.registry import list_methods
+from minissl.methods import list_methods
 from minissl.training import trainer
 from minissl.training.config import TrainConfig
 from minissl.training.sampler import seed_step

@@ -16,7 +16,8 @@ from minissl.cli import parse_run
 from minissl.data.batch import Batch
 from minissl.data.transforms import functional
 from minissl.errors import InputError
-from minissl.methods.registry import get_method_class, list_methods
+from minissl.methods import list_methods
+from minissl.methods.registry import get_method_class
 from minissl.training import trainer
 from minissl.training.config import TrainConfig
 from minissl.training.device import PeakMemory, enable_activation_checkpointing, transformer_blocks

@@ -12,14 +12,14 @@ import torch.distributed as dist
 from minissl import distributed
 from minissl.cli import parse_run
 from minissl.data import Scenes
-from minissl.methods.registry import list_methods
+from minissl.methods import list_methods
 from minissl.training import trainer
 from minissl.training.config import TrainConfig
 from minissl.training.sampler import iterate_batches, seed_step
 from tests.processes import spawn_group
 
 pytestmark = pytest.mark.slow
-STEPS = 20
+STEPS = 8
 NANO = "--encoder.name nano --encoder.patch_size 8 --encoder.stem conv"
 CASES = {
     "labels": f"transfer {NANO}",
@@ -53,7 +53,7 @@ def train_some_steps(words, data, shard):
     for step, batch in zip(range(STEPS), iterate_batches(data, config.batch_size, 0)):
         seed_step(0, step)
         terms = trainer.training_step(method, optimizer, batch, step / STEPS, config, loss)
-        losses.append(terms["loss"])
+        losses.append(distributed.mean_terms(terms)["loss"])
         if step == 0:
             grads = {f"grad {n}": p.grad.clone() for n, p in method.named_parameters() if p.grad is not None}
     weights = {name: t for name, t in method.state_dict().items() if t.is_floating_point()}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minissl.cli import COMMANDS, train_parser, with_underscores
-from minissl.methods.registry import list_methods
+from minissl.methods import list_methods
 
 ROOT = Path(__file__).parent.parent
 MADE = {"runs", ".venv", "build", "wheels", "start.py", "START.md"}  # created by commands

@@ -20,7 +20,7 @@ from minissl.reports import dataset_stats
 from minissl.reports.recommend import command, recommend, table, warnings_for
 from minissl.training import diagnostics
 from minissl.training.config import TrainConfig
-from minissl.training.device import Plan
+from minissl.training.plan import Plan
 from tests.folders import class_folders, flat_folder, write_image
 from tests.golden import tiny_vit
 

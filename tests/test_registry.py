@@ -75,8 +75,8 @@ def test_data_sets_know_their_names(tmp_path):
 
 
 def test_every_listed_name_is_known(tmp_path, monkeypatch):
-    downloaded = dict.fromkeys(registry.DOWNLOADS, lambda *_, **__: Scenes("val", 16, 4))
-    monkeypatch.setattr(registry, "DOWNLOADS", downloaded)
+    downloaded = dict.fromkeys(registry.LOADERS, lambda *_, **__: Scenes("val", 16, 4))
+    monkeypatch.setattr(registry, "LOADERS", downloaded)
     for name in list_datasets():
         if name.endswith(":PATH"):
             with pytest.raises(InputError, match="no folder"):

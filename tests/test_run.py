@@ -19,8 +19,8 @@ from minissl.methods.registry import create_method
 from minissl.models.factory import create_encoder, wrap_encoder
 from minissl.training import checkpoint
 from minissl.training.config import TrainConfig
-from minissl.training.device import Plan
 from minissl.training.logger import read_log
+from minissl.training.plan import Plan
 from minissl.training.run import (
     RunConfig,
     check_run_dir,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minissl.hub.pretrained import load_encoder
-from minissl.methods.registry import list_methods
+from minissl.methods import list_methods
 from minissl.training.run import read_run
 from tests.benchmarks import scoreboard, speed
 

@@ -25,6 +25,7 @@ from minissl.training.config import TrainConfig, check_train_config
 from minissl.training.device import choose_device, choose_precision
 from minissl.training.logger import JsonLinesLogger, check_finite, read_log
 from minissl.training.optimizers import clip_grad_per_tensor, param_groups
+from minissl.training.plan import Plan
 from minissl.training.sampler import EpochSampler, iterate_batches, seed_step
 from minissl.training.schedules import cosine
 from tests.folders import TINY, flat_folder
@@ -301,7 +302,7 @@ def test_another_logger_receives_the_lines_of_the_log_and_is_closed(tmp_path, ev
     logger, config = RecordingLogger(), TrainConfig(batch_size=4, precision="fp32")
     arguments = (lambda encoder: {"metric": 1.0}, lambda encoder: None)
     try:
-        trainer.fit(ToyMethod(10, event), numbered_images(12), config, 10, tmp_path, *arguments, loggers=[logger])
+        trainer.fit(ToyMethod(10, event), numbered_images(12), config, Plan(10), tmp_path, *arguments, loggers=[logger])
     except InputError as error:
         assert "nan" in str(error)  # noqa: PT017
     assert str(logger.lines) == str(read_log(tmp_path / "log.jsonl"))  # NaN is not equal to itself

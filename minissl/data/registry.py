@@ -10,18 +10,14 @@ from minissl.data.captions import CAPTION_SETS, load_captions
 from minissl.data.downloads import DOWNLOAD_DIR, cifar10, imagenette, pets, stl10, stl10_unlabeled
 from minissl.data.folder import load_folder
 from minissl.data.images import ImageDataset, Images
+from minissl.data.names import DATASET_NAMES, DOWNLOADS
 from minissl.data.synthetic.scenes import FACTORS, Scenes
 from minissl.errors import InputError, suggestion
 
-DOWNLOADS: dict[str, Callable[..., ImageDataset]] = {
-    "cifar10": cifar10,
-    "stl10": stl10,
-    "stl10-unlabeled": stl10_unlabeled,
-    "imagenette": imagenette,
-    "pets": pets,
-}
+LOADERS: dict[str, Callable[..., ImageDataset]] = dict(
+    zip(DOWNLOADS, (cifar10, stl10, stl10_unlabeled, imagenette, pets), strict=True)
+)
 PARTS = ("compositions", "known", "new")  # of Scenes
-DATASET_NAMES = f"scenes, scenes:PART, digits, {', '.join(DOWNLOADS)}, folder:PATH, flickr8k:PATH or coco:PATH"
 
 
 def list_datasets() -> list[str]:
@@ -57,7 +53,7 @@ def load_dataset(
     elif name == "digits":
         dataset = load_digits(split, image_size)
     elif name in DOWNLOADS:
-        dataset = DOWNLOADS[name](split, image_size, root=root)
+        dataset = LOADERS[name](split, image_size, root=root)
     else:
         hint = suggestion(name, [known.removesuffix(":PATH") for known in list_datasets()])
         raise InputError(f"Unknown data set {name!r}{hint}; choose {DATASET_NAMES}.")

@@ -3,6 +3,8 @@
 Shapes: N images of S x S pixels in a data set, B of them in a batch.
 """
 
+import copy
+import multiprocessing
 import os
 import signal
 import time
@@ -69,6 +71,7 @@ class StreamedDataset(ImageDataset):
         loader: DataLoader[Batch | InputError] = DataLoader(
             _BatchReader(self), batch_size=None, sampler=batches, num_workers=num_workers, collate_fn=_identity,
             pin_memory=torch.cuda.is_available(), worker_init_fn=_ignore_ctrl_c, generator=torch.Generator(),
+            multiprocessing_context=_context_without_locks() if num_workers else None,
         )  # fmt: skip
         try:
             for batch in loader:
@@ -156,6 +159,30 @@ class _BatchReader(Dataset[Batch | InputError]):
             return self.dataset.get_batch(torch.tensor(indices))
         except InputError as error:
             return error
+
+
+class _Flag:
+    """An event between processes, without a lock that a killed process could hold for ever."""
+
+    def __init__(self) -> None:
+        self._value = multiprocessing.RawValue("b", 0)
+
+    def set(self) -> None:
+        self._value.value = 1
+
+    def is_set(self) -> bool:
+        return bool(self._value.value)
+
+
+def _context_without_locks() -> Any:
+    """Return the default way to start processes, with another event.
+
+    With the standard one a DataLoader can wait for ever: its workers ask the event at every batch, each time holding
+    the lock that it needs to end them.
+    """
+    context = copy.copy(multiprocessing.get_context())
+    context.Event = _Flag  # type: ignore[method-assign, assignment]
+    return context
 
 
 @contextmanager

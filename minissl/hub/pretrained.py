@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from minissl.errors import InputError, suggestion
 from minissl.hub import official, openai_clip
+from minissl.methods import list_methods
 from minissl.methods.base import Method
-from minissl.methods.registry import create_method, list_methods
+from minissl.methods.registry import create_method
 from minissl.models.factory import create_encoder
 from minissl.models.outputs import Encoder
 from minissl.models.wrappers import timm_image_size

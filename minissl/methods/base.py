@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from minissl.data.batch import Batch as Batch
+from minissl.data.transforms.functional import random_horizontal_flip, random_resized_crop
 from minissl.errors import InputError
 from minissl.models.outputs import Encoder
 
@@ -124,3 +125,65 @@ class ImageTextMethod(Method):
     @abstractmethod
     def embed_text(self, texts: list[str]) -> Tensor:
         """Embed B sentences as (B, E), which are not L2-normalized."""
+
+
+class PretextMethod(Method):
+    """Base class of the pretext tasks: predict, from one crop of an image, what was hidden of it.
+
+    Their presets are alike, so that the tasks can be compared.
+
+    Args:
+        encoder: maps normalized images to Tokens.
+        crop_size: side of the training crops in pixels.
+        crop_scale: range of a crop's area, as a fraction of the image's.
+    """
+
+    feature_pooling: ClassVar[Literal["cls", "both"]] = "both"  # most of these losses train the patch tokens alone
+    supports_grad_accumulation: ClassVar[bool] = True  # the loss is a mean over images
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        # Trains in minutes on two CPU cores.
+        "cpu": {
+            "encoder.name": "nano",
+            "encoder.patch_size": 8,
+            "encoder.stem": "conv",  # a linear patch embedding learns next to nothing in this time
+            "encoder.init_std": 0.088,  # 1 / sqrt(128): a narrow ViT learns faster from larger weights
+            "image_size": 64,
+            "crop_size": 32,
+            "crop_scale": (0.6, 1.0),  # from 0.2 in MAE: a crop of 32 pixels must show the object
+            "batch_size": 128,
+            "lr": 2e-3,
+            "final_weight_decay": 0.04,  # constant
+            "minutes": 8.0,
+        },
+        # ViT-S/16 on one GPU.
+        "gpu": {
+            "encoder.name": "small",
+            "image_size": 256,
+            "batch_size": 256,  # 4,096 in MAE
+            "weight_decay": 0.05,  # MAE's, constant
+            "final_weight_decay": 0.05,
+            "clip_grad": 0.0,  # none in MAE
+            "compile": True,
+        },
+    }
+
+    def __init__(self, encoder: Encoder, *, crop_size: int = 224, crop_scale: tuple[float, float] = (0.2, 1.0)):
+        super().__init__()
+        self.encoder: Encoder = encoder
+        self.crop_size, self.crop_scale = crop_size, crop_scale
+
+    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        crops = random_resized_crop(batch.images, self.crop_size, self.crop_scale)
+        return self.loss_on_crops(random_horizontal_flip(crops))
+
+    @abstractmethod
+    def loss_on_crops(self, images: Tensor) -> dict[str, Tensor]:
+        """Compute the terms of the loss on images (B, 3, S, S) float in [0, 1], without augmentation."""
+
+    def check_crop_size(self) -> None:
+        """Raise InputError if a crop does not divide into the encoder's patches."""
+        if self.crop_size % self.encoder.patch_size:
+            raise InputError(
+                f"Crops of {self.crop_size} pixels do not divide into patches of {self.encoder.patch_size}; "
+                "give --crop_size a multiple."
+            )

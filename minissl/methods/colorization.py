@@ -9,19 +9,13 @@ Shapes: B images (B, 3, H, W), a grid (h, w) of patches, D the encoder's width, 
 n nearest bins.
 """
 
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minissl.data.transforms.functional import (
-    normalize,
-    random_horizontal_flip,
-    random_resized_crop,
-    rgb_to_grayscale,
-    to_float,
-)
+from minissl.data.transforms.functional import normalize, rgb_to_grayscale, to_float
 from minissl.data.transforms.lab_color import (
     annealed_mean,
     gamut_bins,
@@ -30,7 +24,7 @@ from minissl.data.transforms.lab_color import (
     rgb_to_lab,
     soft_encode,
 )
-from minissl.methods.base import Batch, Method
+from minissl.methods.base import PretextMethod
 from minissl.models.outputs import Encoder
 
 CELLS = 2  # c: colors are predicted for 2 x 2 cells of a patch, of 4 x 4 pixels each for patches of 8
@@ -38,59 +32,21 @@ MAX_AB = 110  # regression targets are divided by this, so that they are in abou
 NUM_IMAGES = 2000  # whose colors `prepare` counts
 
 
-class Colorization(Method):
+class Colorization(PretextMethod):
     """Predict color bins, or a and b, from grayscale images.
 
     Args:
         encoder: maps normalized images to Tokens; colors are predicted from its patch tokens.
         regression: predict a and b by regression, instead of a distribution over color bins.
-        crop_size: side of the training crops in pixels.
-        crop_scale: range of a crop's area, as a fraction of the image's.
+        options: those of `PretextMethod`.
     """
-
-    feature_pooling: ClassVar[Literal["cls", "both"]] = "both"  # the loss trains the patch tokens, not the class token
-    supports_grad_accumulation: ClassVar[bool] = True  # the loss is a mean over images
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # Trains in minutes on two CPU cores.
-        "cpu": {
-            "encoder.name": "nano",
-            "encoder.patch_size": 8,
-            "encoder.stem": "conv",  # a linear patch embedding learns next to nothing in this time
-            "encoder.init_std": 0.088,  # 1 / sqrt(128): a narrow ViT learns faster from larger weights
-            "image_size": 64,
-            "crop_size": 32,
-            "crop_scale": (0.6, 1.0),  # a crop of 32 pixels must show the object
-            "batch_size": 128,
-            "lr": 2e-3,
-            "final_weight_decay": 0.04,  # constant
-            "minutes": 8.0,
-        },
-        # ViT-S/16 on one GPU.
-        "gpu": {
-            "encoder.name": "small",
-            "image_size": 256,
-            "batch_size": 256,
-            "weight_decay": 0.05,  # MAE's, constant; the four pretext tasks share one preset
-            "final_weight_decay": 0.05,
-            "clip_grad": 0.0,  # none in MAE
-            "compile": True,
-        },
-    }
 
     bins: Tensor  # (Q, 2)
     class_weights: Tensor  # (Q,)
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        *,
-        regression: bool = False,
-        crop_size: int = 224,
-        crop_scale: tuple[float, float] = (0.2, 1.0),
-    ):
-        super().__init__()
-        self.encoder: Encoder = encoder
-        self.regression, self.crop_size, self.crop_scale = regression, crop_size, crop_scale
+    def __init__(self, encoder: Encoder, *, regression: bool = False, **options: Any):
+        super().__init__(encoder, **options)
+        self.regression = regression
         self.register_buffer("bins", gamut_bins())
         self.register_buffer("class_weights", torch.ones(len(self.bins)))
         self.head = nn.Linear(encoder.embed_dim, CELLS**2 * (2 if regression else len(self.bins)))
@@ -118,10 +74,6 @@ class Colorization(Method):
         x = self.head(self.encoder(gray).patches).float()  # (B, h, w, c c Q)
         x = x.unflatten(-1, (CELLS, CELLS, -1))  # (B, h, w, c, c, Q)
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
-
-    def loss(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        crops = random_resized_crop(batch.images, self.crop_size, self.crop_scale)
-        return self.loss_on_crops(random_horizontal_flip(crops))
 
     def loss_on_crops(self, images: Tensor) -> dict[str, Tensor]:
         """Compute the loss on images (B, 3, S, S) float in [0, 1], without augmentation.

@@ -3,23 +3,15 @@
 import importlib
 import importlib.util
 import inspect
-import pkgutil
 from inspect import Parameter, signature
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from minissl.errors import InputError, suggestion
+from minissl.methods import list_methods
 from minissl.methods.base import Method
 from minissl.models.outputs import Encoder
-
-NOT_METHODS = ("base", "losses", "registry")
-
-
-def list_methods() -> list[str]:
-    """Return the names of all methods: the files of `minissl/methods/`."""
-    package = importlib.import_module("minissl.methods")
-    return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if m.name not in NOT_METHODS)
 
 
 def get_method_class(name: str) -> type[Method]:

@@ -15,8 +15,8 @@ class TrainConfig:
 
     Args:
         epochs: number of passes over the images; used when minutes is 0.
-        minutes: approximate duration, used instead of epochs unless 0; at the start, the time of a step is measured and
-            the number of steps is fixed.
+        minutes: duration, used instead of epochs unless 0. At the start the time of a step is measured and the number
+            of steps planned; it is revised if the machine becomes slower or faster, see `training.plan`.
         batch_size: images per step, over all processes.
         optimizer: "adamw", or "lars" for very large batches of a convolutional network.
         lr: peak learning rate, reached at the end of the warmup.
@@ -36,6 +36,8 @@ class TrainConfig:
             mean over images.
         activation_checkpointing: recompute the activations of each ViT block in the backward pass, to save memory;
             costs one more forward pass.
+        threads: of PyTorch on a CPU; 0 takes the number that is fastest in the first steps, and changes it when another
+            one becomes faster; results are the same bit for bit only with a fixed number.
         seed: seed of all random numbers: initial weights, order of the images, augmentations.
         eval_minutes: minutes between two evaluations of the encoder by k-NN.
         save_minutes: minutes between two checkpoints.
@@ -58,6 +60,7 @@ class TrainConfig:
     compile: bool = False
     grad_accum_steps: int = 1
     activation_checkpointing: bool = False
+    threads: int = 0
     seed: int = 0
     eval_minutes: float = 2.0
     save_minutes: float = 1.0

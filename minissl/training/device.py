@@ -2,7 +2,6 @@
 
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -120,22 +119,3 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Length and cost of a run, measured on a few steps before it starts.
-
-    Attributes:
-        steps: length of the run.
-        seconds_per_step: median of the measured steps.
-        memory: bytes, as `memory_used` returns them.
-    """
-
-    steps: int
-    seconds_per_step: float
-    memory: int  # bytes
-
-    def __str__(self) -> str:
-        minutes = self.steps * self.seconds_per_step / 60
-        return f"{self.steps} steps in about {minutes:.1f} minutes, {self.memory / 1e9:.1f} GB of memory"

@@ -19,6 +19,8 @@ from tqdm.auto import tqdm
 from minissl import distributed
 from minissl.errors import InputError
 from minissl.training import checkpoint
+from minissl.training.config import TrainConfig
+from minissl.training.plan import Pace, Plan
 
 
 class Logger(Protocol):
@@ -66,7 +68,7 @@ def read_log(path: Path) -> list[dict[str, float]]:
 
 
 class Interval:
-    """Signal when an interval has passed: a call returns True once per interval, in all processes at the same call.
+    """Tell when an interval has passed since it was last started.
 
     Args:
         seconds: length of the interval.
@@ -75,82 +77,106 @@ class Interval:
     def __init__(self, seconds: float):
         self.seconds, self.last = seconds, time.monotonic()
 
-    def __call__(self) -> bool:
-        if not distributed.any_process(time.monotonic() - self.last >= self.seconds):
-            return False
+    def due(self) -> bool:
+        """Return whether the interval has passed."""
+        return time.monotonic() - self.last >= self.seconds
+
+    def restart(self) -> None:
+        """Start the interval anew."""
         self.last = time.monotonic()
-        return True
 
 
 class TrainingMonitor:
-    """Log, evaluate and save at intervals; called after every step, in all processes.
+    """Log, evaluate, save and keep to the plan when it is due; called after every step, in all processes.
 
     Terms of the loss are logged about once a second.
 
     Args:
         output_dir: the run directory.
-        start_step: the step from which the run continues.
-        steps: length of the run.
-        batch_size: images per step, over all processes.
+        pace: the plan of the run, at the step from which it continues.
+        config: its batch_size, eval_minutes and save_minutes are used.
         evaluate: returns metrics of the encoder by name; called every `eval_minutes` and at the end.
         save: writes the checkpoint of a step; called every `save_minutes` and at the end.
-        eval_minutes, save_minutes: length of these intervals.
-        diagnose: returns findings (with `name`) from the lines of the log; called after `evaluate`.
+        record: receives the plan when it is revised.
+        diagnose: returns findings (with `name`) from the lines of the log and the length of the run; called after
+            `evaluate`.
         loggers: receive the same metrics as log.jsonl.
     """
 
     def __init__(
         self,
         output_dir: Path,
-        start_step: int,
-        steps: int,
-        batch_size: int,
+        pace: Pace,
+        config: TrainConfig,
         evaluate: Callable[[], dict[str, float]],
         save: Callable[[int], None],
-        eval_minutes: float,
-        save_minutes: float,
-        diagnose: Callable[[list[dict[str, float]]], Sequence[Any]],
+        record: Callable[[Plan], None],
+        diagnose: Callable[[list[dict[str, float]], int], Sequence[Any]],
         loggers: Sequence[Logger] = (),
     ):
         self.log_path = output_dir / "log.jsonl"
-        self.loggers: list[Logger] = [JsonLinesLogger(self.log_path, start_step), *loggers]
-        self.steps, self.batch_size, self.evaluate, self.save = steps, batch_size, evaluate, save
-        self.diagnose, self.reported = diagnose, set[str]()
-        self.should_log = Interval(1.0)
-        self.should_evaluate = Interval(60 * eval_minutes)
-        self.should_save = Interval(60 * save_minutes)
-        self.last_time, self.last_step = time.monotonic(), start_step
+        self.loggers: list[Logger] = [JsonLinesLogger(self.log_path, pace.last_step), *loggers]
+        self.pace, self.batch_size, self.evaluate, self.save = pace, config.batch_size, evaluate, save
+        self.record, self.diagnose, self.reported = record, diagnose, set[str]()
+        self.intervals = [Interval(s) for s in (1.0, 60 * config.eval_minutes, 60 * config.save_minutes)]
+        self.last_time, self.last_step = time.monotonic(), pace.last_step
         self.bar = tqdm(
-            total=steps * batch_size, initial=start_step * batch_size, unit=" images", unit_scale=True,
-            smoothing=0.05, mininterval=0.5, disable=distributed.rank() > 0,
+            total=pace.plan.steps * self.batch_size, initial=pace.last_step * self.batch_size, unit=" images",
+            unit_scale=True, smoothing=0.05, mininterval=0.5, disable=distributed.rank() > 0,
         )  # fmt: skip
 
-    def __call__(self, step: int, terms: dict[str, Tensor], lr: float) -> None:
-        """Log, evaluate and save what is due after `step` steps.
+    def __call__(self, step: int, terms: dict[str, Tensor], lr: float, interrupted: bool = False) -> bool:
+        """Do what is due after `step` steps.
 
         Args:
             step: number of steps done.
-            terms: scalars of the last step by name, still on the device.
+            terms: scalars of the last step in this process by name, still on the device.
             lr: learning rate of the last step.
+            interrupted: whether the run shall be saved and stopped.
+
+        Returns:
+            Whether the run was interrupted in any process before its last step, and is saved.
 
         Raises:
             InputError: if the loss is not finite when it is read, or a file cannot be written.
         """
         self.bar.update(self.batch_size)
-        last = step == self.steps
-        if self.should_log() or last:
-            values = self._read(terms, step)
-            self.bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
-            self._log(step, {"lr": lr, "images_per_second": self._images_per_second(step), **values})
-        if self.should_evaluate() or last:
-            metrics = self.evaluate()
-            self._log(step, metrics)
-            self._print(f"step {step} of {self.steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-            self._report(self.diagnose(read_log(self.log_path)))
-            self.last_time, self.last_step = time.monotonic(), step
-        if self.should_save() or last:
-            self._read(terms, step)
-            self.save(step)
+        flags = [interval.due() for interval in self.intervals]
+        log, evaluate, save, revise, stop = distributed.any_process(*flags, self.pace.due(), interrupted)
+        if revise and self.pace.revise(step):
+            self._tell_revision()
+        last = step == self.pace.plan.steps
+        with self.pace.excluded():
+            actions = (self._log_terms, log), (self._evaluate, evaluate), (self._save, save or stop)
+            for interval, (action, is_due) in zip(self.intervals, actions):
+                if is_due or last:
+                    interval.restart()
+                    action(step, terms, lr)
+        return stop and not last
+
+    def _log_terms(self, step: int, terms: dict[str, Tensor], lr: float) -> None:
+        values = self._read(terms, step)
+        self.bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()})
+        self._log(step, {"lr": lr, "images_per_second": self._images_per_second(step), **values})
+
+    def _evaluate(self, step: int, *unused: Any) -> None:
+        metrics, steps = self.evaluate(), self.pace.plan.steps
+        self._log(step, metrics)
+        self.print(f"step {step} of {steps}: " + ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+        self._report(self.diagnose(read_log(self.log_path), steps))
+        self.last_time, self.last_step = time.monotonic(), step
+
+    def _save(self, step: int, terms: dict[str, Tensor], lr: float) -> None:
+        self._read(terms, step)
+        self.save(step)
+
+    def _tell_revision(self) -> None:
+        """Record the revised plan, and say so."""
+        plan = self.pace.plan
+        self.record(plan)
+        self.print(f"{plan.steps} steps now instead of {plan.revisions[-1][1]}, to keep to the minutes asked for.")
+        self.bar.total = plan.steps * self.batch_size
+        self.bar.refresh()
 
     def close(self) -> None:
         """Close the bar and all loggers."""
@@ -165,7 +191,7 @@ class TrainingMonitor:
 
     def _read(self, terms: dict[str, Tensor], step: int) -> dict[str, float]:
         """Read the terms from the device. A loss that is not finite becomes the last line of the log."""
-        values = {name: float(term) for name, term in terms.items()}
+        values = {name: float(term) for name, term in distributed.mean_terms(terms).items()}
         if not math.isfinite(values["loss"]):
             self._log(step, values)
         return check_finite(values, step)
@@ -174,10 +200,11 @@ class TrainingMonitor:
         """Print each finding once."""
         for finding in findings:
             if finding.name not in self.reported:
-                self._print(str(finding))
+                self.print(str(finding))
         self.reported |= {finding.name for finding in findings}
 
-    def _print(self, text: str) -> None:
+    def print(self, text: str) -> None:
+        """Print a line above the bar, in the first process."""
         if distributed.rank() == 0:
             self.bar.write(text)
 

@@ -13,8 +13,9 @@ The command line describes a run by a RunConfig, see `start_run`. In Python a me
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -35,8 +36,9 @@ from minissl.methods.registry import get_method_class
 from minissl.models.outputs import Encoder
 from minissl.training import checkpoint, diagnostics, trainer
 from minissl.training.config import TrainConfig, check_train_config
-from minissl.training.device import Plan, choose_device, choose_precision, fits_on_device
+from minissl.training.device import choose_device, choose_precision, fits_on_device
 from minissl.training.logger import Logger, read_log
+from minissl.training.plan import Plan
 from minissl.training.run_config import CUSTOM as CUSTOM
 from minissl.training.run_config import RunConfig as RunConfig
 from minissl.training.run_config import check_run_dir as check_run_dir
@@ -44,6 +46,7 @@ from minissl.training.run_config import load_run_method as load_run_method
 from minissl.training.run_config import random_init_encoder as random_init_encoder
 from minissl.training.run_config import read_run as read_run
 from minissl.training.sampler import check_batch_split
+from minissl.training.threads import Threads
 
 RUN_FILES = ("encoder", "checkpoint", "checkpoint.previous", "config", "metrics", "dataset_stats")  # without suffix
 
@@ -215,14 +218,9 @@ def _resolve_config(run: RunConfig, device: torch.device) -> TrainConfig:
     config = TrainConfig(**run.train)
     check_train_config(config)
     config = replace(config, precision=choose_precision(config.precision, device))
-    distributed.print_once(f"Training {run.method} on {device} in {config.precision}, {describe_threads()}.")
+    processes = f" in {distributed.world_size()} processes" if distributed.is_distributed() else ""
+    distributed.print_once(f"Training {run.method} on {device} in {config.precision}{processes}.")
     return config
-
-
-def describe_threads() -> str:
-    """Return the number of processes, if there are several, and of threads in each, as words."""
-    processes = f"{distributed.world_size()} processes of " if distributed.is_distributed() else ""
-    return f"{processes}{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
 
 
 def check_dataset(run: RunConfig, method: Method, dataset: ImageDataset) -> None:
@@ -259,8 +257,9 @@ def _train_and_evaluate(
     initial = copy.deepcopy(method) if CUSTOM in (run.method, run.encoder["name"]) else None
     device = next(method.parameters()).device
     checkpoint.make_folder(output_dir)
-    with checkpoint.lock_run_dir(output_dir), report_dead_workers():
-        plan = _fit(run, method, config, data, output_dir, loggers)
+    threads = Threads(config.threads, device)
+    with checkpoint.lock_run_dir(output_dir), report_dead_workers(), threads:
+        plan = _fit(run, method, config, data, output_dir, loggers, threads)
         if distributed.rank():
             return Run(output_dir, run, plan, {})
         trained = _load_trained(run, output_dir) if initial is None else _rebuild_trained(run, initial, output_dir)
@@ -278,42 +277,53 @@ def _fit(
     data: tuple[ImageDataset, ImageDataset | None],
     output_dir: Path,
     loggers: Sequence[Logger],
+    threads: Threads,
 ) -> Plan:
-    """Train in the run directory, which is locked. Returns the plan."""
-    train_set, test_set = data
-    device = next(method.parameters()).device
+    """Train in the run directory, which is locked. Returns the plan as it was at the end."""
+    (train_set, test_set), device = data, next(method.parameters()).device
     size = sum(t.nbytes for t in method.state_dict().values()) + 2 * sum(p.nbytes for p in method.parameters())
     checkpoint.check_disk_space(output_dir, 3 * size)
     resident = train_set.to(device) if fits_on_device(train_set.nbytes, device) else train_set
     known = (output_dir / "config.json").exists()
-    plan = read_run(output_dir)[1] if known else trainer.plan(method, resident, config)
+    plan = read_run(output_dir)[1] if known else trainer.plan(method, resident, config, threads)
     plan = distributed.broadcast_object(plan)
     distributed.print_once(f"{len(train_set)} images of {run.data}; {plan}.")
-    if distributed.rank() == 0:
-        _write_config(run, plan, train_set, output_dir / "config.json")
+    record = partial(_write_config, run, train_set, output_dir / "config.json")
+    record(plan)
     for finding in diagnostics.check_options(asdict(run), plan.steps, method):
         distributed.print_once(finding)
-    num_candidates = method.num_candidates(config.batch_size)
-    train_subset = train_set.subsample(4000).to(device)
-    test_subset = None if test_set is None else test_set.subsample(1000).to(device)
+    candidates = method.num_candidates(config.batch_size)
+    return trainer.fit(
+        method, resident, config, plan, output_dir, _evaluation_while_training(run, train_set, test_set, device),
+        export=lambda encoder: pretrained.save_encoder(encoder, output_dir / "encoder.safetensors", run.encoder),
+        diagnose=lambda lines, steps: diagnostics.check_log(lines, steps, run.method_options, candidates),
+        loggers=loggers, threads=threads, record=record,
+    )  # fmt: skip
+
+
+def _evaluation_while_training(
+    run: RunConfig, train_set: ImageDataset, test_set: ImageDataset | None, device: torch.device
+) -> Callable[[Encoder], dict[str, float]]:
+    """Return the function that evaluates the encoder now and then; its images are loaded when it is first called."""
+
+    @cache
+    def subset(part: ImageDataset, n: int) -> ImageDataset:
+        return part.subsample(n).to(device)
 
     def evaluate(encoder: Encoder) -> dict[str, float]:
-        if test_subset is None:
+        train_subset = subset(train_set, 4000)
+        if test_set is None:
             features = extract_features(encoder, train_subset, run.crop_size, pooling=run.feature_pooling)
             return {"rank_me": rank_me(features)}
-        return quick_evaluation(encoder, train_subset, test_subset, run.crop_size, run.feature_pooling)
+        return quick_evaluation(encoder, train_subset, subset(test_set, 1000), run.crop_size, run.feature_pooling)
 
-    trainer.fit(
-        method, resident, config, plan.steps, output_dir, evaluate,
-        export=lambda encoder: pretrained.save_encoder(encoder, output_dir / "encoder.safetensors", run.encoder),
-        diagnose=lambda lines: diagnostics.check_log(lines, plan.steps, run.method_options, num_candidates),
-        loggers=loggers,
-    )  # fmt: skip
-    return plan
+    return evaluate
 
 
-def _write_config(run: RunConfig, plan: Plan, dataset: ImageDataset, path: Path) -> None:
-    """Write config.json, and warn if the images are not those with which the run began."""
+def _write_config(run: RunConfig, dataset: ImageDataset, path: Path, plan: Plan) -> None:
+    """Write config.json, and warn if the images are not those with which the run began; the first process does."""
+    if distributed.rank():
+        return
     current = dataset.fingerprint
     original = checkpoint.read_json(path).get("data", current)
     if any(original[key] != current[key] for key in original.keys() & current.keys()):

@@ -19,7 +19,7 @@ from minissl.models.factory import create_encoder
 from minissl.models.outputs import Encoder
 from minissl.training import checkpoint
 from minissl.training.config import TrainConfig
-from minissl.training.device import Plan
+from minissl.training.plan import Plan
 
 CUSTOM = "custom"  # name of a method, an encoder or a data set that was made in Python and cannot be built by name
 
@@ -113,6 +113,7 @@ def read_run(output_dir: Path) -> tuple[RunConfig, Plan]:
         options = dict(content["run"])
         _check_known(path, options, signature(RunConfig).parameters)
         run, plan = RunConfig(**options), Plan(**content["plan"])
+        plan = replace(plan, revisions=tuple((step, steps) for step, steps in plan.revisions))
         encoder, method, train = dict(run.encoder), dict(run.method_options), dict(run.train)
     except InputError:
         raise

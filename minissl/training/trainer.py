@@ -6,14 +6,17 @@
     method.after_step(progress)
 
 The loop owns the optimizer, the learning rate and the weight decay. All random numbers depend on (seed, step) only, see
-`sampler`, so a run that was killed continues from its last checkpoint; on a CPU the result is identical bit for bit.
+`sampler`, so a run that was killed continues from its last checkpoint. With a fixed number of steps (`epochs`) and of
+threads, the result on a CPU is identical bit for bit.
 """
 
 import copy
+import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +33,6 @@ from minissl.models.outputs import Encoder
 from minissl.training import checkpoint
 from minissl.training.config import TrainConfig
 from minissl.training.device import (
-    Plan,
     choose_precision,
     compile_encoders,
     enable_activation_checkpointing,
@@ -39,8 +41,10 @@ from minissl.training.device import (
 )
 from minissl.training.logger import Logger, TrainingMonitor, defer_interrupt
 from minissl.training.optimizers import LARS, clip_grad_per_tensor, param_groups, zero_encoder_grads
+from minissl.training.plan import Pace, Plan
 from minissl.training.sampler import check_batch_split, iterate_batches, seed_step
 from minissl.training.schedules import cosine, warmup_cosine
+from minissl.training.threads import Threads
 
 PLAN_STEPS = 3  # measured to plan a run of some epochs
 PLAN_STEPS_OF_MINUTES = 8  # measured where the number of steps depends on the time of each
@@ -95,8 +99,8 @@ def training_step(
         loss: the method's loss as `wrap_ddp` or `wrap_fsdp` returns it; None calls `method.loss`.
 
     Returns:
-        The terms of the loss, averaged over all parts and processes. They stay on the device, so that a GPU does not
-        wait.
+        The terms of the loss, averaged over all parts, of this process. They stay on the device, so that a GPU does
+        not wait; `distributed.mean_terms` averages them over the processes.
     """
     set_schedules(optimizer, config, progress)
     bf16, part_terms = config.precision == "bf16", []
@@ -115,51 +119,54 @@ def training_step(
     optimizer.step()
     method.after_step(progress)
     sums = {name: sum((terms[name] for terms in part_terms[1:]), term) for name, term in part_terms[0].items()}
-    return distributed.mean_terms({name: total / len(part_terms) for name, total in sums.items()})
+    return {name: total / len(part_terms) for name, total in sums.items()}
 
 
 def train_steps(
     method: Method,
     dataset: ImageDataset,
     config: TrainConfig,
-    steps: int,
+    progress: Callable[[int], float],
+    threads: Threads,
     *,
     start_step: int = 0,
     optimizer: torch.optim.Optimizer | None = None,
     loss: Loss | None = None,
-    progress: float | None = None,
 ) -> Generator[tuple[int, dict[str, Tensor]], None, None]:
-    """Take a training step for each item that is requested. This is the only training loop.
+    """Take a training step for each item that is requested, without end. This is the only training loop.
 
     Args:
         method: on its device; it is changed.
         dataset: training images.
         config: with its precision resolved.
-        steps: length of the whole run.
+        progress: maps the number of steps done before to the fraction of the run that is done, in [0, 1].
+        threads: of the steps.
         start_step: number of steps that are done already.
         optimizer: None creates one.
         loss: as for `training_step`.
-        progress: constant progress for all steps; None takes the number of steps done before, divided by `steps`.
 
     Yields:
-        The number of steps done, and the terms of the loss by name, still on the device.
+        The number of steps done, and the terms of the loss in this process by name, still on the device.
     """
     optimizer = optimizer or create_optimizer(method, config)
     device = next(method.parameters()).device
     batches = iterate_batches(dataset, config.batch_size, config.seed, start_step, device)
-    for step, batch in zip(range(start_step, steps), batches):
-        seed_step(config.seed, step)
-        done = step / steps if progress is None else progress
-        yield step + 1, training_step(method, optimizer, batch, done, config, loss)
+    for step in count(start_step):
+        with threads.step():
+            batch = next(batches)
+            seed_step(config.seed, step)
+            terms = training_step(method, optimizer, batch, progress(step), config, loss)
+        yield step + 1, terms
 
 
-def plan(method: Method, dataset: ImageDataset, config: TrainConfig) -> Plan:
+def plan(method: Method, dataset: ImageDataset, config: TrainConfig, threads: Threads | None = None) -> Plan:
     """Measure a few steps of a copy of the method, and return the length and the cost of the run.
 
     Args:
         method: on its device; it is not changed.
         dataset: training images.
         config: with its precision resolved.
+        threads: chooses the number of threads on these steps; None chooses for these steps alone.
 
     Returns:
         The number of steps for `config.minutes`, or else for `config.epochs`, with the median time of a step.
@@ -167,17 +174,19 @@ def plan(method: Method, dataset: ImageDataset, config: TrainConfig) -> Plan:
     trial, device, seconds = copy.deepcopy(method), next(method.parameters()).device, []
     if config.activation_checkpointing:
         enable_activation_checkpointing(trial)
-    trial_steps = train_steps(
-        trial, dataset, config, PLAN_STEPS_OF_MINUTES if config.minutes else PLAN_STEPS, progress=0.5
-    )
-    start = time.perf_counter()
-    for _ in trial_steps:
-        synchronize(device)
-        seconds.append(time.perf_counter() - start)
+    least = PLAN_STEPS_OF_MINUTES if config.minutes else PLAN_STEPS
+    with nullcontext(threads) if threads else Threads(config.threads, device) as threads:
         start = time.perf_counter()
-    per_step = float(np.median(seconds[1:]))  # the first step warms up
+        for step, _ in train_steps(trial, dataset, config, lambda step: 0.5, threads):
+            synchronize(device)
+            seconds.append(time.perf_counter() - start)
+            if step >= least and threads.settled:
+                break
+            start = time.perf_counter()
+    # The first step warms up; where numbers of threads were tried, the steps with the fastest count.
+    per_step = threads.seconds if math.isfinite(threads.seconds) else float(np.median(seconds[1:]))
     steps = config.minutes * 60 / per_step if config.minutes else config.epochs * (len(dataset) // config.batch_size)
-    return Plan(max(1, round(steps)), per_step, memory_used(device))
+    return Plan(max(1, round(steps)), per_step, memory_used(device), threads.count)
 
 
 def learn(
@@ -200,14 +209,16 @@ def learn(
     Returns:
         For every step the terms of the loss, with the metrics of `evaluate` where it was called.
     """
-    config = replace(config, precision=choose_precision(config.precision, next(method.parameters()).device))
+    device = next(method.parameters()).device
+    config = replace(config, precision=choose_precision(config.precision, device))
     method.prepare(dataset)
     method.train()  # an evaluation in between may have left it in evaluation mode, with frozen batch norms
     history: list[dict[str, Any]] = []
-    for step, terms in train_steps(method, dataset, config, steps):
-        history.append(dict(terms))
-        if eval_every and step % eval_every == 0:
-            history[-1] |= evaluate()
+    with Threads(config.threads, device) as threads:
+        for step, terms in islice(train_steps(method, dataset, config, Plan(steps).progress, threads), steps):
+            history.append(distributed.mean_terms(terms))
+            if eval_every and step % eval_every == 0:
+                history[-1] |= evaluate()
     return [{name: float(term) for name, term in terms.items()} for terms in history]
 
 
@@ -226,10 +237,10 @@ class _Training:
         self.method, self.export = method, export
         check_batch_split(method, config.batch_size, config.grad_accum_steps)
         tensors: dict[str, Tensor] = {}
-        self.start_step = 0
+        self.start_step, self.seconds = 0, 0.0
         if checkpoint.checkpoint_exists(self.path):
             tensors, info = checkpoint.load_method_state(self.path, method)
-            self.start_step = info["step"]
+            self.start_step, self.seconds = info["step"], info.get("seconds", 0.0)
         shard = config.shard and distributed.is_distributed()
         self.unsharded = copy.deepcopy(method) if shard else method
         self.loss = distributed.wrap_fsdp(method) if shard else distributed.wrap_ddp(method)
@@ -244,9 +255,10 @@ class _Training:
             distributed.gather_method(self.method, self.unsharded)
         return self.unsharded
 
-    def save(self, step: int) -> None:
-        """Write the checkpoint and the encoder."""
-        checkpoint.save_training_state(self.path, self.gather(), self.optimizer, {"step": step})
+    def save(self, step: int, seconds: float) -> None:
+        """Write the checkpoint after so many steps and seconds of training, and the encoder."""
+        info = {"step": step, "seconds": seconds}
+        checkpoint.save_training_state(self.path, self.gather(), self.optimizer, info)
         self.save_encoder()
 
     def save_encoder(self) -> None:
@@ -259,46 +271,59 @@ def fit(
     method: Method,
     dataset: ImageDataset,
     config: TrainConfig,
-    steps: int,
+    plan: Plan,
     output_dir: Path,
     evaluate: Callable[[Encoder], dict[str, float]],
     export: Callable[[Encoder], None],
-    diagnose: Callable[[list[dict[str, float]]], Sequence[Any]] = lambda lines: [],
+    diagnose: Callable[[list[dict[str, float]], int], Sequence[Any]] = lambda lines, steps: [],
     loggers: Sequence[Logger] = (),
-) -> None:
+    threads: Threads | None = None,
+    record: Callable[[Plan], None] = lambda plan: None,
+) -> Plan:
     """Train a method in a run directory, from its checkpoint if it has one.
 
     Args:
         method: on its device, prepared for the data set; it is changed.
         dataset: training images.
-        config: with its precision resolved.
-        steps: length of the run.
+        config: with its precision resolved; with `minutes` the plan is revised to keep to them.
+        plan: length of the run.
         output_dir: the run directory; log.jsonl and checkpoint.safetensors are written into it.
         evaluate: returns metrics of the encoder; called every `eval_minutes` and at the end.
         export: writes the encoder; called with every checkpoint.
-        diagnose: returns findings (with `name`) from the lines of the log; called after each evaluation.
+        diagnose: returns findings (with `name`) from the lines of the log and the length of the run; called after each
+            evaluation.
         loggers: receive the same metrics as log.jsonl.
+        threads: of the steps; None chooses the number on the first ones.
+        record: receives the plan when it is revised.
+
+    Returns:
+        The plan as it was at the end.
 
     Raises:
         InputError: if the loss is not finite, a checkpoint cannot be written, or a batch cannot be split.
         KeyboardInterrupt: after Ctrl-C, when the step is finished and saved.
     """
     training = _Training(method, config, output_dir, export)
-    start = training.start_step
-    if start >= steps:
+    step = training.start_step
+    if step >= plan.steps:
         training.save_encoder()  # the process may have been killed between the last checkpoint and its encoder
+    threads = threads or Threads(config.threads, next(method.parameters()).device)
     if config.compile:
         compile_encoders(method)
+        threads.fix()
+    pace = Pace(plan, config.minutes, step, training.seconds)
     monitor = TrainingMonitor(
-        output_dir, start, steps, config.batch_size, lambda: evaluate(training.gather().encoder), training.save,
-        config.eval_minutes, config.save_minutes, diagnose, loggers,
+        output_dir, pace, config, lambda: evaluate(training.gather().encoder),
+        lambda step: training.save(step, pace.seconds), record, diagnose, loggers,
     )  # fmt: skip
+    threads.report = monitor.print
     loop = train_steps(
-        method, dataset, config, steps, start_step=start, optimizer=training.optimizer, loss=training.loss
-    )
-    with closing(monitor), closing(loop), defer_interrupt() as interrupted:
-        for step, terms in loop:
-            monitor(step, terms, training.optimizer.param_groups[0]["lr"])
-            if distributed.any_process(interrupted()) and step < steps:
-                training.save(step)
+        method, dataset, config, lambda step: pace.plan.progress(step), threads,
+        start_step=step, optimizer=training.optimizer, loss=training.loss,
+    )  # fmt: skip
+    with threads, closing(monitor), closing(loop), defer_interrupt() as interrupted:
+        while step < pace.plan.steps:
+            step, terms = next(loop)
+            if monitor(step, terms, training.optimizer.param_groups[0]["lr"], interrupted()):
                 raise KeyboardInterrupt
+    return pace.plan

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minissl.cli import parse_run
 from minissl.data import Images
-from minissl.methods.registry import list_methods
+from minissl.methods import list_methods
 from minissl.training import checkpoint, trainer
 from minissl.training.config import TrainConfig
 from minissl.training.device import choose_precision, compile_encoders

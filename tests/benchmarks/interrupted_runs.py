@@ -24,6 +24,7 @@ from minissl.methods.dino import DINO
 from minissl.models.vit import ViT
 from minissl.training import checkpoint, trainer
 from minissl.training.config import TrainConfig
+from minissl.training.plan import Plan
 
 
 def train(output_dir: Path, steps: int) -> None:
@@ -35,7 +36,7 @@ def train(output_dir: Path, steps: int) -> None:
     images = Images(torch.randint(0, 256, (64, 3, 12, 12), dtype=torch.uint8))
     config = TrainConfig(batch_size=8, precision="fp32", save_minutes=0.0, eval_minutes=1e6)
     with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
-        trainer.fit(method, images, config, steps, output_dir, lambda encoder: {}, export=lambda encoder: None)
+        trainer.fit(method, images, config, Plan(steps), output_dir, lambda encoder: {}, export=lambda encoder: None)
 
 
 def start_process(output_dir: Path, steps: int) -> multiprocessing.Process:

@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 
 from minissl.cli import parse_run
 from minissl.data.batch import Batch
+from minissl.methods import list_methods
 from minissl.methods.base import Method
-from minissl.methods.registry import list_methods
 from minissl.training import trainer
 from minissl.training.config import TrainConfig
 from minissl.training.device import PeakMemory, enable_activation_checkpointing

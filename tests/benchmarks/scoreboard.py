@@ -32,8 +32,9 @@ from minissl.hub.pretrained import save_encoder
 from minissl.methods.base import ImageTextMethod, Method
 from minissl.training import checkpoint, trainer
 from minissl.training.config import TrainConfig
-from minissl.training.device import Plan, choose_device, choose_precision, memory_used
+from minissl.training.device import choose_device, choose_precision, memory_used
 from minissl.training.logger import read_log
+from minissl.training.plan import Plan
 from minissl.training.run import RunConfig, read_run
 from minissl.visualization import results_table_figure
 from tests.benchmarks.decay import mean_j_and_f
@@ -177,7 +178,7 @@ def train_cell(
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     start = clock()
     trainer.fit(
-        method, dataset, config, plan.steps, output_dir, evaluate=lambda encoder: {},
+        method, dataset, replace(config, minutes=0.0), plan, output_dir, evaluate=lambda encoder: {},
         export=lambda encoder: save_encoder(encoder, output_dir / "encoder.safetensors", run.encoder),
     )  # fmt: skip
     cost = {"images_per_second": config.batch_size / plan.seconds_per_step, "memory": memory_used(device) / 1e9}

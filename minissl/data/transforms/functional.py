@@ -22,6 +22,7 @@ from minissl.distributed import local_rows, world_size
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 LUMA = (0.2989, 0.587, 0.114)  # weights of R, G, B; ITU-R 601, as in torchvision and Pillow
+NEGLIGIBLE_SIGMA = 0.3  # pixels; the weight of each neighbor is then below 1/255 of the pixel's own
 MAX_CROP_ATTEMPTS = 10  # as in torchvision
 
 
@@ -288,8 +289,11 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
 
 
 def random_gaussian_blur(images: Tensor, p: float, min_sigma: float = 0.1, max_sigma: float = 2.0) -> Tensor:
-    """Blur each image with probability p, with sigma sampled from [min_sigma, max_sigma) pixels."""
-    if p == 0:
+    """Blur each image with probability p, with sigma sampled from [min_sigma, max_sigma) pixels.
+
+    Nothing is done if `max_sigma` is at most `NEGLIGIBLE_SIGMA`.
+    """
+    if p == 0 or max_sigma <= NEGLIGIBLE_SIGMA:
         return images
     return _apply_with_prob(p, gaussian_blur(images, uniform(len(images), min_sigma, max_sigma, images)), images)
 
