@@ -1,5 +1,7 @@
 """The deterministic input that golden numbers were measured on, and a tiny encoder for tests."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,9 +14,11 @@ def wave(*shape: int, c: float = 0.7, phase: float = 0.0) -> Tensor:
     return torch.sin(c * n + phase).view(shape)
 
 
-def tiny_vit(patch_size: int = 4, image_size: int = 16, stem: str = "patch", drop_path: float = 0.0) -> ViT:
+def tiny_vit(
+    patch_size: int = 4, image_size: int = 16, stem: str = "patch", drop_path: float = 0.0, **options: Any
+) -> ViT:
     """Build a ViT of width 32 with two blocks and four heads."""
-    return ViT(32, 2, 4, patch_size, image_size, stem, drop_path)
+    return ViT(32, 2, 4, patch_size, image_size, stem, drop_path, **options)
 
 
 def randomize_weights(model: nn.Module) -> nn.Module:

@@ -53,9 +53,10 @@ def as_patches(images):
     return patchify(images, 4).unflatten(2, (4, 4, 3)).permute(0, 1, 4, 2, 3)
 
 
-def test_visible_tokens_equal_those_of_the_whole_image():
+@pytest.mark.parametrize("options", [{}, {"stem": "conv", "isolated_patches": True}])
+def test_visible_tokens_equal_those_of_the_whole_image(options):
     torch.manual_seed(0)
-    encoder = tiny_vit()
+    encoder = tiny_vit(**options).eval()
     for images in (noise(2, 3, 16, 16), noise(2, 3, 16, 24)):
         expected, grid = encoder.prepare_tokens(images)
         patches = as_patches(images)
@@ -148,6 +149,8 @@ def test_other_encoders_and_indivisible_crops_are_rejected():
         MaskedAutoencoder(create_encoder("cnn"), crop_size=16)
     with pytest.raises(InputError, match="--crop_size"):
         MaskedAutoencoder(tiny_vit(), crop_size=18)
+    with pytest.raises(InputError, match=r"--encoder\.isolated_patches"):
+        MaskedAutoencoder(tiny_vit(stem="conv"), crop_size=16)
 
 
 def test_reconstruction_is_learned():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from minissl.data.transforms.functional import normalize, random_horizontal_flip, random_resized_crop
 from minissl.distributed import gather_lists, gather_rows, rank, world_size
 from minissl.methods.base import Batch, ImageTextMethod
+from minissl.methods.losses import cosine_similarities
 from minissl.models.outputs import Encoder
 from minissl.models.text_encoder import TextTransformer
 from minissl.models.tokenizer import NUM_BYTE_SYMBOLS, Tokenizer
@@ -37,11 +38,10 @@ def clip_loss(image: Tensor, text: Tensor, logit_scale: Tensor | float, ignore_m
     Returns:
         A scalar; ln(W B) at chance level. With several processes, the others' rows are negatives too.
     """
-    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
     own = torch.arange(len(image), device=image.device) + rank() * len(image)  # (B,) index of the positive
     losses = []
     for queries, keys in ((image, text), (text, image)):
-        logits = logit_scale * queries @ gather_rows(keys).mT  # (B, W B)
+        logits = logit_scale * cosine_similarities(queries, gather_rows(keys))  # (B, W B)
         if ignore_mask is not None:
             positives = torch.zeros_like(ignore_mask).scatter(1, own[:, None], True)
             logits = logits.masked_fill(ignore_mask & ~positives, -torch.inf)

@@ -1,4 +1,4 @@
-"""Compute losses and targets of self-distillation methods: Sinkhorn-Knopp assignment and the KoLeo regularizer.
+"""Compute what losses of several papers share: cosine similarities, Sinkhorn-Knopp assignment, the KoLeo regularizer.
 
 DINOv2 (Oquab et al., 2023, arXiv:2304.07193) uses both. minissl's CPU preset of DINO uses them too, because in a few
 hundred steps DINO's centering does not prevent collapse.
@@ -11,6 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minissl.distributed import gather_rows, log_softmax_over_rows, rank
+
+
+def cosine_similarities(x: Tensor, y: Tensor) -> Tensor:
+    """Compute the cosines (N, M) of rows x (N, D) and y (M, D), which are normalized here.
+
+    In float32 at least: divided by the temperature of a contrastive loss, bfloat16's two digits would cost the gradient
+    a few percent.
+    """
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.normalize(x.to(dtype), dim=-1) @ F.normalize(y.to(dtype), dim=-1).mT
 
 
 @torch.no_grad()

@@ -50,7 +50,8 @@ class MaskedAutoencoder(PretextMethod):
     """Reconstruct the pixels of masked patches with an asymmetric encoder and decoder.
 
     Args:
-        encoder: a ViT with learned position embeddings.
+        encoder: a ViT with learned position embeddings; with a conv stem it needs `isolated_patches`, so that it embeds
+            whole images as it did visible patches while training.
         mask_ratio: fraction of the patches that are masked.
         norm_pix_loss: normalize the target pixels of each patch by their mean and standard deviation.
         decoder_dim: E, a multiple of 32.
@@ -58,12 +59,16 @@ class MaskedAutoencoder(PretextMethod):
         options: those of `PretextMethod`; `crop_size` is a multiple of the encoder's patch size.
 
     Raises:
-        InputError: if the encoder is not a ViT, or `crop_size` is not a multiple of its patch size.
+        InputError: if the encoder is not such a ViT, or `crop_size` is not a multiple of its patch size.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # The paper's decoder has 8 blocks of width 512.
-        "cpu": PretextMethod.presets["cpu"] | {"decoder_dim": 128, "decoder_depth": 1},
+        "cpu": PretextMethod.presets["cpu"]
+        | {
+            "encoder.isolated_patches": True,  # the trained encoder embeds patches as it did while training
+            "decoder_dim": 128,  # 512 in the paper
+            "decoder_depth": 1,  # 8 in the paper
+        },
         "gpu": PretextMethod.presets["gpu"],
     }
 
@@ -82,6 +87,8 @@ class MaskedAutoencoder(PretextMethod):
         super().__init__(encoder, **options)
         if not isinstance(encoder, ViT):
             raise InputError("MAE encodes visible patches alone and needs a ViT; give for example --encoder.name nano.")
+        if isinstance(encoder.patch_embed.stem, nn.Sequential) and not encoder.isolated_patches:
+            raise InputError("MAE embeds each patch alone; with a conv stem give --encoder.isolated_patches true.")
         self.check_crop_size()
         self.patch_size, self.mask_ratio, self.norm_pix_loss = encoder.patch_size, mask_ratio, norm_pix_loss
         num_patches = (self.crop_size // encoder.patch_size) ** 2

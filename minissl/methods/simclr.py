@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from minissl.data.transforms.multi_view import simclr_views
 from minissl.distributed import gather_rows, rank
 from minissl.methods.base import Batch, Method
+from minissl.methods.losses import cosine_similarities
 from minissl.models.outputs import Encoder
 
 
@@ -35,9 +36,8 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float = 0.5) -> Tensor:
         A scalar; ln(2 W B - 1) at chance level. With several processes, the others' views are negatives too. The
         authors' code adds the means of the two views, which is twice this.
     """
-    z1, z2 = F.normalize(z1, dim=-1), F.normalize(z2, dim=-1)
     candidates = torch.cat([gather_rows(z1), gather_rows(z2)])  # (2 W B, P)
-    logits = torch.cat([z1, z2]) @ candidates.mT / temperature  # (2B, 2 W B)
+    logits = cosine_similarities(torch.cat([z1, z2]), candidates) / temperature  # (2B, 2 W B)
     first = torch.arange(len(z1), device=z1.device) + rank() * len(z1)  # (B,) index of each first view
     second = first + len(candidates) // 2
     own = torch.zeros_like(logits, dtype=torch.bool).scatter(1, torch.cat([first, second])[:, None], True)

@@ -32,6 +32,7 @@ def create_encoder(
     num_registers: int = 0,
     layer_scale_init: float = 0.0,
     swiglu: bool = False,
+    isolated_patches: bool = False,
     weights: str = "none",
 ) -> Encoder:
     """Build an encoder with random initial weights, unless `weights` says otherwise.
@@ -51,6 +52,7 @@ def create_encoder(
         num_registers: additional tokens that are discarded; 4 in DINOv2's models that have them.
         layer_scale_init: initial value of LayerScale; 1e-5 in DINOv2; 0 leaves LayerScale out.
         swiglu: use SwiGLU in place of the MLP.
+        isolated_patches: embed each patch alone, as MAE does while training; a conv stem sees its neighbors otherwise.
         weights: "none"; or "imagenet", for a ResNet torchvision's classifier, for timm:NAME the weights of this name,
             downloaded once. A run loads any other weights afterwards, with `hub.pretrained.load_weights`.
 
@@ -68,7 +70,7 @@ def create_encoder(
         raise InputError("ImageNet weights exist for ResNets only; use --encoder.name resnet18, or weights none.")
     options: dict[str, Any] = {"stem": stem, "drop_path": drop_path, "init_std": init_std, "pos_embed": pos_embed}
     options |= {"rope_augmentation": rope_augmentation, "num_registers": num_registers}
-    options |= {"layer_scale_init": layer_scale_init, "swiglu": swiglu}
+    options |= {"layer_scale_init": layer_scale_init, "swiglu": swiglu, "isolated_patches": isolated_patches}
     encoder: Encoder
     if name.startswith("timm:"):
         encoder = TimmEncoder(name.removeprefix("timm:"), image_size, weights == "imagenet")

@@ -107,6 +107,8 @@ class ViT(Encoder):
             Registers, 2023, arXiv:2309.16588); 4 in DINOv2's models that have them.
         layer_scale_init: initial value of LayerScale; 1e-5 in DINOv2; 0 leaves LayerScale out.
         swiglu: use SwiGLU in place of the MLP, as DINOv2's largest model.
+        isolated_patches: embed each patch alone, as MAE does while training. It makes a difference for the conv stem,
+            which otherwise sees the patch's neighbors.
     """
 
     supports_masking = True
@@ -127,9 +129,11 @@ class ViT(Encoder):
         num_registers: int = 0,
         layer_scale_init: float = 0.0,
         swiglu: bool = False,
+        isolated_patches: bool = False,
     ):
         super().__init__()
         self.embed_dim = embed_dim
+        self.isolated_patches = isolated_patches
         self.patch_size = patch_size
         self.patch_embed = PatchEmbed(patch_size, embed_dim, stem)
         side = image_size // patch_size
@@ -201,12 +205,18 @@ class ViT(Encoder):
             )
         if masks is not None and isinstance(self.patch_embed.stem, nn.Sequential):  # it sees beyond the patch
             images = images.masked_fill(F.interpolate(masks[:, None].float(), images.shape[-2:]) > 0.5, 0)
-        patches = self.patch_embed(images)  # (B, h, w, D)
+        patches = self.embed_alone(images) if self.isolated_patches else self.patch_embed(images)  # (B, h, w, D)
         if masks is not None and mask_token is not None:
             patches = torch.where(masks[..., None], mask_token, patches)
         h, w = patches.shape[1:3]
         x = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(1, 2)], dim=1)
         return self.norm_pre(x + self.interpolate_pos_embed(h, w)), (h, w)
+
+    def embed_alone(self, images: Tensor) -> Tensor:
+        """Embed each patch of images (B, 3, H, W) alone, to (B, h, w, D)."""
+        p = self.patch_size
+        x = images.unflatten(3, (-1, p)).unflatten(2, (-1, p)).permute(0, 2, 4, 1, 3, 5)  # (B, h, w, 3, p, p)
+        return self.patch_embed(x.flatten(0, 2)).view(*x.shape[:3], self.embed_dim)
 
     def prepare_visible_tokens(self, patches: Tensor, indices: Tensor, grid: tuple[int, int]) -> Tensor:
         """Return the sequence (B, 1 + n, D) of some patches, each embedded alone, so that none sees another.
