@@ -71,7 +71,7 @@ def run_at_speed(pace, clock, seconds_per_step, step=0):
         (lambda now: 0.1 if now < 100 else 0.6, range(1, 10)),
         (lambda now: 0.1 if now < 430 else 0.6, range(1, 10)),  # shortly before the end
         (lambda now: 0.6 if 100 < now < 300 else 0.1, range(2, 20)),
-        (lambda now: 1.0 if now % 60 < 3 else 0.1, range(1, 20)),
+        (lambda now: 1.0 if now % 60 < 3 else 0.1, range(20)),
     ],
 )
 def test_minutes_are_kept(seconds_per_step, revisions):

@@ -9,7 +9,6 @@ Shapes: B images of H x W pixels, a feature map of h x w positions, D channels.
 import itertools
 
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from minissl.errors import InputError
@@ -58,6 +57,8 @@ class ResNet(Encoder):
 
     def __init__(self, name: str, small: bool = False, weights: str = "none"):
         super().__init__()
+        import torchvision  # here, because it loads torch's compiler, which takes seconds
+
         try:
             network = getattr(torchvision.models, name)(weights="DEFAULT" if weights == "imagenet" else None)
         except OSError as error:

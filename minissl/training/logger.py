@@ -146,12 +146,11 @@ class TrainingMonitor:
         if revise and self.pace.revise(step):
             self._tell_revision()
         last = step == self.pace.plan.steps
-        with self.pace.excluded():
-            actions = (self._log_terms, log), (self._evaluate, evaluate), (self._save, save or stop)
-            for interval, (action, is_due) in zip(self.intervals, actions):
-                if is_due or last:
-                    interval.restart()
-                    action(step, terms, lr)
+        actions = (self._log_terms, log), (self._evaluate, evaluate), (self._save, save or stop)
+        for interval, (action, is_due) in zip(self.intervals, actions):
+            if is_due or last:
+                interval.restart()
+                action(step, terms, lr)
         return stop and not last
 
     def _log_terms(self, step: int, terms: dict[str, Tensor], lr: float) -> None:

@@ -7,9 +7,9 @@ schedule is stretched or compressed over the steps that are left.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import median
 
 from minissl import distributed
 from minissl.training.threads import count_threads
@@ -87,23 +87,22 @@ class Pace:
         shortest, longest = CHECK_SECONDS
         self.check_seconds = min(max(self.budget / CHECKS_PER_RUN, shortest), longest)
         self.seconds_per_step = plan.seconds_per_step
-        self.last_step, self.last_time = start_step, clock()
+        self.last_step, self.last_check, self.last_time = start_step, clock(), clock()
+        self.times: list[float] = []  # of the steps since the last check
 
     @property
     def seconds(self) -> float:
         """Return the time spent so far, on evaluations and in earlier sessions too."""
         return self.clock() - self.start
 
-    @contextmanager
-    def excluded(self) -> Iterator[None]:
-        """Leave what is done inside, an evaluation, out of the time of the steps."""
-        start = self.clock()
-        yield
-        self.last_time += self.clock() - start
-
     def due(self) -> bool:
-        """Return whether it is time to call `revise`."""
-        return bool(self.budget) and self.clock() - self.last_time >= self.check_seconds
+        """Return whether it is time to call `revise`. To be asked after every step, whose time it measures."""
+        if not self.budget:
+            return False
+        now = self.clock()
+        self.times.append(now - self.last_time)
+        self.last_time = now
+        return now - self.last_check >= self.check_seconds
 
     def revise(self, step: int) -> bool:
         """Revise the plan after `step` steps if need be, in all processes at the same step. Returns whether it was."""
@@ -115,11 +114,10 @@ class Pace:
 
     def _steps_in_budget(self, step: int) -> int | None:
         """Return the length with which the run ends in its minutes; None if the planned one is near enough."""
-        taken = step - self.last_step
-        if taken < MIN_STEPS or step >= self.plan.steps:
+        if len(self.times) < MIN_STEPS or step >= self.plan.steps:
             return None
-        measured = (self.clock() - self.last_time) / taken
-        self.last_step, self.last_time = step, self.clock()
+        measured = median(self.times)  # so that an evaluation between two steps does not count
+        self.times, self.last_check = [], self.clock()
         self.seconds_per_step += (measured - self.seconds_per_step) * (SMOOTHING if self.seconds_per_step else 1.0)
         left = self.budget - self.seconds
         expected = (self.plan.steps - step) * self.seconds_per_step

@@ -6,12 +6,18 @@ Shapes: N images of S x S pixels in a data set, B of them in a batch.
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from minissl.data.batch import Batch
 from minissl.data.images import Factor, InMemoryDataset
+
+IMAGES_AHEAD = 512  # rendered at once while a data set is iterated; fewer are slower
+FINGERPRINT_IMAGES = 16
 
 
 @dataclass
@@ -53,6 +59,12 @@ class RenderedDataset(InMemoryDataset):
     def images(self) -> Tensor:
         return self._rendered()[0]
 
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The number of images and a checksum of the first ones."""
+        first = self._load_images(torch.arange(min(FINGERPRINT_IMAGES, len(self))))
+        return {"images": len(self), "first_pixels": f"{crc32(first.contiguous().numpy().data):08x}"}
+
     @abstractmethod
     def _render(self, indices: Tensor) -> Sequence[Tensor]:
         """Render images (B, 3, S, S) uint8 of indices (B,), and any further maps (B, ...)."""
@@ -77,6 +89,10 @@ class RenderedDataset(InMemoryDataset):
         return self._rendered(indices)[0][indices]
 
     def iterate(self, index_batches: Iterable[Tensor]) -> Iterator[Batch]:
-        """Yield the batch of each tensor of indices (B,), in order. All images are rendered first, which is fastest."""
-        self._rendered()
-        yield from super().iterate(index_batches)
+        """Yield the batch of each tensor of indices (B,), in order. Images are rendered some batches ahead."""
+        iterator = iter(index_batches)
+        for first in iterator:
+            rest = islice(iterator, IMAGES_AHEAD // max(1, len(first)))
+            group = [first, *rest]
+            self._rendered(torch.cat(group))
+            yield from super().iterate(group)
