@@ -2,9 +2,9 @@
 
 Dosovitskiy et al., An Image is Worth 16x16 Words, 2020 (arXiv:2010.11929), in the form of DINO (Caron et al., 2021,
 arXiv:2104.14294): pre-norm blocks, learned position embeddings that are interpolated to other sizes, a class token.
-Parameters have the names of the official DINO family, so that its weights load unchanged. The convolutional stem
-follows Xiao et al., Early Convolutions Help Transformers See Better, 2021 (arXiv:2106.14881), with a second convolution
-at every size; it learns in minutes on a CPU.
+Parameters have the names of the official DINO family, so that its weights load unchanged. The convolutional stem is
+that of Xiao et al., Early Convolutions Help Transformers See Better, 2021 (arXiv:2106.14881); with it a small ViT
+learns in minutes on a CPU.
 
 Shapes: B images of H x W pixels, patches of p x p, a grid (h, w) = (H / p, W / p) of N = hw patches, width D, R
 registers.
@@ -57,7 +57,8 @@ class PatchEmbed(nn.Module):
     Args:
         patch_size: p.
         embed_dim: D.
-        stem: "patch", one linear map per patch, or "conv", overlapping convolutions.
+        stem: "patch", one linear map per patch; "conv", overlapping convolutions, one for each halving of the size;
+            "deep_conv", with a second one at every size.
     """
 
     def __init__(self, patch_size: int, embed_dim: int, stem: str):
@@ -73,12 +74,14 @@ class PatchEmbed(nn.Module):
             layers: list[nn.Module] = []
             for i, (before, after) in enumerate(itertools.pairwise(widths), 1):
                 # Padded on both sides, a patch token would be centered on the patch's upper left corner.
-                layers += [nn.ZeroPad2d((0, 1, 0, 1) if i == steps else 1)]
-                layers += [nn.Conv2d(before, after, 3, 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-                # With a last 3 x 3 the receptive field would be 43 pixels, all of a small image; so it is 27.
-                kernel, stride, padding = (1, 1, 0) if i == steps else (3, 1, 1)
-                layers += [nn.Conv2d(after, after, kernel, stride, padding, bias=False)]
-                layers += [nn.BatchNorm2d(after), nn.ReLU()]
+                padding = 0 if i == steps else 1
+                layers += [nn.Identity() if padding else nn.ZeroPad2d((0, 1, 0, 1))]
+                layers += [nn.Conv2d(before, after, 3, 2, padding, bias=False), nn.BatchNorm2d(after), nn.ReLU(True)]
+                if stem == "deep_conv":
+                    # With a last 3 x 3 the receptive field would be 43 pixels, all of a small image; so it is 27.
+                    kernel = 1 if i == steps else 3
+                    layers += [nn.Conv2d(after, after, kernel, 1, kernel // 2, bias=False)]
+                    layers += [nn.BatchNorm2d(after), nn.ReLU(True)]
             self.stem = nn.Sequential(*layers)
             self.proj = nn.Conv2d(widths[-1], embed_dim, 1)
 
@@ -96,7 +99,7 @@ class ViT(Encoder):
         num_heads: attention heads of each block.
         patch_size: p.
         image_size: side in pixels of the training images; others are possible later.
-        stem: "patch", one linear map per patch, or "conv", overlapping convolutions.
+        stem: "patch", one linear map per patch, "conv", overlapping convolutions, or "deep_conv", twice as many of them.
         drop_path: drop rate of the last block's residual branches; rises linearly from 0 at the first block.
         init_std: standard deviation of the blocks' initial weights; DINO has 0.02, a narrow ViT learns faster from
             1 / sqrt(width).
@@ -120,7 +123,7 @@ class ViT(Encoder):
         num_heads: int,
         patch_size: int,
         image_size: int,
-        stem: Literal["patch", "conv"] = "patch",
+        stem: Literal["patch", "conv", "deep_conv"] = "patch",
         drop_path: float = 0.0,
         init_std: float = 0.02,
         pos_embed: Literal["learned", "rope", "none"] = "learned",
@@ -318,7 +321,7 @@ def vit(name: str = "small", patch_size: int = 16, image_size: int = 224, *, dep
         raise InputError(f"A ViT cannot have {depth} blocks; give 1 or more, or 0 for that of its name.")
     if patch_size < 1 or image_size % patch_size or image_size < patch_size:
         raise InputError(f"Images of {image_size} pixels do not divide into patches of {patch_size}; change one.")
-    if choices.get("stem") == "conv" and 2 ** int(math.log2(patch_size)) != patch_size:
+    if choices.get("stem", "patch") != "patch" and 2 ** int(math.log2(patch_size)) != patch_size:
         raise InputError(
             f"The conv stem needs a patch size that is a power of two, not {patch_size}; use --encoder.stem patch."
         )
