@@ -43,7 +43,7 @@ def create_encoder(
         patch_size: side in pixels of a patch; a power of two for the conv stem.
         image_size: side in pixels of the training images; others are possible later.
         depth: number of blocks; 0 takes that of the name.
-        stem: "patch", one linear map per patch, "conv", overlapping convolutions, or "deep_conv", twice as many of them.
+        stem: "patch", one linear map per patch; "conv", overlapping convolutions; "deep_conv", twice as many of them.
         drop_path: drop rate of the last block's residual branches; rises linearly from 0 at the first block.
         init_std: standard deviation of the blocks' initial weights; DINO has 0.02, a narrow ViT learns faster from
             1 / sqrt(width).

@@ -99,7 +99,7 @@ class ViT(Encoder):
         num_heads: attention heads of each block.
         patch_size: p.
         image_size: side in pixels of the training images; others are possible later.
-        stem: "patch", one linear map per patch, "conv", overlapping convolutions, or "deep_conv", twice as many of them.
+        stem: "patch", one linear map per patch; "conv", overlapping convolutions; "deep_conv", twice as many of them.
         drop_path: drop rate of the last block's residual branches; rises linearly from 0 at the first block.
         init_std: standard deviation of the blocks' initial weights; DINO has 0.02, a narrow ViT learns faster from
             1 / sqrt(width).

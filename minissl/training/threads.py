@@ -19,8 +19,9 @@ import torch
 
 from minissl import distributed
 
-ROUNDS = 4  # steps with each number of threads; the first only warms up
+ROUNDS = 3  # steps with each number of threads
 TRIAL_SECONDS = 10.0  # after so long no further round begins
+HOPELESS = 2.0  # times as slow as the fastest number in a round: not tried again
 TOLERATED_SLOWDOWN = 2.0  # times as slow as measured: then measured again
 OBSERVED_SECONDS = 3.0  # of such slow steps, before they count
 PROBE_SECONDS = 60.0  # after so long the other numbers are tried again: a core may have become free
@@ -107,7 +108,8 @@ class Threads:
         self.seconds = math.inf
         self._before = torch.get_num_threads()
         self._trials: list[int] = []  # numbers of threads of the next steps
-        self._rounds = 0  # left, after those
+        self._rounds = 0  # left, with those
+        self._warm_up = True  # the first step with each number is slower and does not count
         self._times: dict[int, list[float]] = {}  # seconds of the steps tried so far, by number of threads
         self._recent: list[float] = []  # seconds of the last steps with the number chosen
         self._next_probe, self._trial_start = math.inf, 0.0
@@ -148,19 +150,15 @@ class Threads:
 
     def _start_trials(self) -> None:
         # In turns, so that what else runs on the machine slows all of them down alike.
-        self._trials, self._rounds = list(self.candidates), ROUNDS - 1
+        self._trials, self._rounds = list(self.candidates), ROUNDS
         self._times = {count: [] for count in self.candidates}
         self._recent, self._trial_start = [], self.clock()
 
     def _record(self, count: int, seconds: float) -> None:
         if self._trials:
             self._times[self._trials.pop(0)].append(seconds)
-            if self._trials:
-                return
-            if self._rounds and self.clock() - self._trial_start < TRIAL_SECONDS:
-                self._trials, self._rounds = list(self.candidates), self._rounds - 1
-            else:
-                self._choose()
+            if not self._trials:
+                self._finish_round()
             return
         self._recent.append(seconds)
         while sum(self._recent) - self._recent[0] > OBSERVED_SECONDS and len(self._recent) > 3:
@@ -170,9 +168,23 @@ class Threads:
         if slow or self.clock() >= self._next_probe:
             self._start_trials()
 
+    def _finish_round(self) -> None:
+        """Begin another round with the numbers that are fast enough, or choose."""
+        if self._warm_up and self.clock() - self._trial_start < TRIAL_SECONDS:
+            self._warm_up = False
+            return self._start_trials()
+        self._rounds -= 1
+        last = {count: times[-1] for count, times in self._times.items()}
+        fast_enough = [count for count, seconds in last.items() if seconds < HOPELESS * min(last.values())]
+        if self._rounds and len(fast_enough) > 1 and self.clock() - self._trial_start < TRIAL_SECONDS:
+            self._trials = fast_enough
+        else:
+            self._choose()
+        return None
+
     def _choose(self) -> None:
         """Take the fastest number of those tried; a small gain does not change it."""
-        seconds = {count: median(times[1:] or times) for count, times in self._times.items()}
+        seconds = {count: median(times) for count, times in self._times.items()}
         fastest, previous = min(seconds, key=seconds.__getitem__), self.count
         first = math.isinf(self.seconds)
         if first or seconds[previous] > MIN_GAIN * seconds[fastest]:
