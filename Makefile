@@ -107,9 +107,10 @@ browser:  ## install Chromium for the browser tests (Debian and Ubuntu)
 	@command -v chromium || { [ $$(id -u) = 0 ] || sudo=sudo; $$sudo apt-get update -qq && \
 	$$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -qq -y chromium; }
 
+test: export OMP_NUM_THREADS = 1
 test: $(if $(READY),.venv/ready-test)  ## run all tests, notebooks included
 	$(PYTHON) -m pytest $(PARALLEL)
-	$(PYTHON) -m pytest --nbval-lax --nbval-cell-timeout 300 -p no:xdist chapters
+	$(PYTHON) -m pytest $(PARALLEL) --nbval-lax --nbval-cell-timeout 300 chapters
 
 test-fast: $(if $(READY),.venv/ready-test)  ## run the fast tests, at most two minutes
 	$(PYTHON) -m pytest $(PARALLEL) -m "not slow"

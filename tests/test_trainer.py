@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +20,10 @@ from minissl.cli import main
 from minissl.data import Images
 from minissl.errors import InputError
 from minissl.methods.registry import create_method
-from minissl.training import run, trainer
+from minissl.training import device, run, trainer
 from minissl.training.checkpoint import load_tensors
 from minissl.training.config import TrainConfig, check_train_config
-from minissl.training.device import choose_device, choose_precision
+from minissl.training.device import check_compile, choose_device, choose_precision, compile_encoders
 from minissl.training.logger import JsonLinesLogger, check_finite, read_log
 from minissl.training.optimizers import clip_grad_per_tensor, param_groups
 from minissl.training.plan import Plan
@@ -363,7 +364,8 @@ def test_resuming_a_finished_run_changes_nothing_and_writes_a_missing_encoder(tm
 
 def train_dino(folder, output_dir, *options):
     """Train 40 steps, saved after each, and evaluate; no figures. Returns the exit code."""
-    words = [*TINY, "--epochs", "8", "--eval_minutes", "9", "--save_minutes", "0", "--data", f"folder:{folder}"]
+    words = [*TINY, "--epochs", "8", "--threads", "1", "--eval_minutes", "9", "--save_minutes", "0"]
+    words += ["--data", f"folder:{folder}"]
     with patch.object(run, "_visualize"):
         return main(["train", "dino", *words, "--out", str(output_dir), *options])
 
@@ -380,8 +382,7 @@ def whole(tmp_path_factory):
 def kill_at(data, output_dir, step):
     """Resume the run in a process of its own, and kill it as soon as its checkpoint has reached a step."""
     code = f"from tests.test_trainer import train_dino; train_dino({str(data)!r}, {str(output_dir)!r}, '--resume')"
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # another order of summation gives other bits
-    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=os.environ | threads, **SILENT)
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, **SILENT)
     path = output_dir / "checkpoint.safetensors"
     while process.poll() is None and not (path.exists() and load_tensors(path)[1]["step"] >= step):
         time.sleep(0.002)
@@ -409,3 +410,30 @@ def test_ctrl_c_exits_with_130_and_the_resumed_run_has_the_same_bits(whole, tmp_
     assert "--resume" in capsys.readouterr().err
     assert train_dino(whole.parent / "data", tmp_path, "--resume") == 0
     assert_same_bits(whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_blocks_take_the_same_steps_on_a_cpu():
+    config = TrainConfig(batch_size=4, precision="fp32")
+    data = Images(torch.randint(256, (8, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte())
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        options = {"crop_size": 16, "num_local_crops": 0, "num_prototypes": 16, "hidden_dim": 16, "bottleneck_dim": 8}
+        method = create_method("dino", tiny_vit(stem="conv"), **options)
+        if compiled:
+            check_compile(method)
+            compile_encoders(method)
+        losses.append([terms["loss"] for terms in trainer.learn(method, data, config, steps=3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_what_cannot_be_compiled_is_said_before_any_work(tmp_path, monkeypatch, capsys):
+    words = ["train", "simclr", *TINY, "--data", "digits", "--out", str(tmp_path), "--compile", "true"]
+    assert main([*words, "--encoder.name", "cnn"]) == 2
+    assert "--compile" in capsys.readouterr().err
+    monkeypatch.setattr(device.shutil, "which", lambda name: None)
+    assert main(words) == 2
+    assert "C++ compiler" in capsys.readouterr().err
+    assert not (tmp_path / "config.json").exists()

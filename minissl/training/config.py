@@ -31,7 +31,8 @@ class TrainConfig:
         clip_grad: maximum L2 norm of each parameter's gradient on its own, as in DINO; 0 disables clipping.
         precision: number format of the forward pass; "auto" takes bf16 where the hardware supports it, else fp32.
         shard: shard parameters, gradients and optimizer state across the processes of torchrun (FSDP2).
-        compile: compile the encoders with torch.compile; the first steps then take about a minute.
+        compile: compile the encoders with torch.compile (on a CPU, a ViT's blocks); the first steps then take about
+            a minute.
         grad_accum_steps: number of parts in which each batch is processed, to save memory; only for losses that are a
             mean over images.
         activation_checkpointing: recompute the activations of each ViT block in the backward pass, to save memory;

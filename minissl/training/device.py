@@ -1,5 +1,7 @@
 """Choose the device and the precision, and measure or save memory."""
 
+import os
+import shutil
 import weakref
 from collections.abc import Iterator
 from functools import partial
@@ -77,9 +79,27 @@ def enable_activation_checkpointing(module: nn.Module) -> None:
 
 
 def compile_encoders(method: Method) -> None:
-    """Compile every encoder of a method with torch.compile, a teacher's as well, at its first forward pass."""
-    for module in [m for m in method.modules() if isinstance(m, type(method.encoder))]:
+    """Compile every encoder of a method with torch.compile, a teacher's as well, at its first forward pass.
+
+    On a CPU only the transformer blocks are compiled: PyTorch's compiler does not know the memory layout in which the
+    gradient of a convolution is returned there.
+    """
+    encoders = [m for m in method.modules() if isinstance(m, type(method.encoder))]
+    on_cpu = next(method.parameters()).device.type == "cpu"
+    for module in {block for m in encoders for block in transformer_blocks(m)} if on_cpu else encoders:
         module.compile()
+
+
+def check_compile(method: Method) -> None:
+    """Raise InputError if a method on a CPU cannot be compiled: without a C++ compiler, or without a transformer."""
+    if next(method.parameters()).device.type != "cpu":
+        return
+    if not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "g++", "clang++", "cl")):
+        raise InputError("--compile true needs a C++ compiler on a CPU, such as g++; install one, or leave it out.")
+    if not any(transformer_blocks(method.encoder)):
+        raise InputError(
+            "--compile true compiles the blocks of a ViT on a CPU; this encoder has none, so leave it out."
+        )
 
 
 class PeakMemory(TorchDispatchMode):

@@ -36,7 +36,7 @@ from minissl.methods.registry import get_method_class
 from minissl.models.outputs import Encoder
 from minissl.training import checkpoint, diagnostics, trainer
 from minissl.training.config import TrainConfig, check_train_config
-from minissl.training.device import choose_device, choose_precision, fits_on_device
+from minissl.training.device import check_compile, choose_device, choose_precision, fits_on_device
 from minissl.training.logger import Logger, read_log
 from minissl.training.plan import Plan
 from minissl.training.run_config import CUSTOM as CUSTOM
@@ -253,6 +253,8 @@ def _train_and_evaluate(
     train_set, test_set = data
     check_dataset(run, method, train_set)
     check_batch_split(method, config.batch_size, config.grad_accum_steps)
+    if config.compile:
+        check_compile(method)
     method.prepare(train_set)
     initial = copy.deepcopy(method) if CUSTOM in (run.method, run.encoder["name"]) else None
     device = next(method.parameters()).device
