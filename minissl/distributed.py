@@ -1,15 +1,15 @@
 """Training on several processes: collectives, data parallelism and sharding. In a single process all are no-ops.
 
 `torchrun` starts the processes and `torch.distributed` connects them. Each holds its own rows of every batch. A loss
-over all pairs of a batch gathers the rows of all processes, and its gradient flows back to each. With
-DistributedDataParallel every process holds all weights; with FSDP2 (Zhao et al., 2023, arXiv:2304.11277) each holds a
+over all pairs of a batch gathers the rows of all processes, and its gradient flows back to each. Without
+sharding every process holds all weights; with FSDP2 (Zhao et al., 2023, arXiv:2304.11277) each holds a
 shard of every parameter and gathers a block when it is used. Results equal those of one process with the whole batch.
 
 Shapes: W processes with B rows each.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
@@ -186,19 +186,20 @@ class _NormalizeBatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return y, the mean (C,), the biased variance (C,) and the number of values of each channel, a scalar."""
-        axes, shape, channels = _axes_but_channels(x), _channel_shape(x), x.shape[1]
+        channels, shape = x.shape[1], _channel_shape(x)
         count = x.numel() // channels
-        mean = x.sum(axes) / max(count, 1)  # a process may have no rows, where there are no local crops
-        squares = (x - mean.view(shape)).square().sum(axes)
-        statistics = torch.cat([x.new_full((1,), count), mean, squares])
-        parts = [torch.empty_like(statistics) for _ in range(world_size())]
-        dist.all_gather(parts, statistics)
-        counts, means, squares = torch.stack(parts).split([1, channels, channels], dim=1)  # (W, 1), (W, C), (W, C)
+        if count:  # by this process's own statistics first, with the fused kernel
+            y, own_mean, own_scale = torch.native_batch_norm(x, None, None, None, None, True, 0.0, eps)
+        else:  # it may have no rows, where there are no local crops
+            y, own_mean, own_scale = x.clone(), x.new_zeros(channels), x.new_ones(channels)
+        own_var = own_scale.square().reciprocal() - eps
+        statistics = _gather_small(torch.cat([x.new_full((1,), count), own_mean, own_var]))
+        counts, means, variances = statistics.split([1, channels, channels], dim=1)  # (W, 1), (W, C), (W, C)
         total = counts.sum()
         mean = (counts * means).sum(0) / total.clamp_min(1)
-        var = (squares + counts * (means - mean).square()).sum(0) / total.clamp_min(1)
+        var = (counts * (variances + (means - mean).square())).sum(0) / total.clamp_min(1)
         scale = (var + eps).rsqrt()
-        y = (x - mean.view(shape)) * scale.view(shape)
+        y = torch.addcmul(((own_mean - mean) * scale).view(shape), y, (scale / own_scale).view(shape))
         ctx.save_for_backward(y, scale, total)
         ctx.mark_non_differentiable(mean, var, total)
         return y, mean, var, total
@@ -206,15 +207,22 @@ class _NormalizeBatch(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *unused: Any) -> tuple[Tensor, None]:
         y, scale, total = ctx.saved_tensors
-        axes, shape = _axes_but_channels(y), _channel_shape(y)
-        means = torch.stack([gradient.sum(axes), (gradient * y).sum(axes)])
-        dist.all_reduce(means)
-        mean, slope = (means / total.clamp_min(1)).unbind()
-        return (gradient - mean.view(shape) - y * slope.view(shape)) * scale.view(shape), None
+        shape = _channel_shape(y)
+        sums = _gather_small(torch.cat([_sum_of_channels(gradient), _sum_of_channels(gradient * y)])).sum(0)
+        mean, slope = (sums / total.clamp_min(1)).chunk(2)
+        return torch.addcmul(gradient - mean.view(shape), y, -slope.view(shape)).mul_(scale.view(shape)), None
 
 
-def _axes_but_channels(x: Tensor) -> list[int]:
-    return [axis for axis in range(x.ndim) if axis != 1]
+def _gather_small(x: Tensor) -> Tensor:
+    """Gather vectors (n,) to (W, n); for a few numbers gloo is faster so than by a sum over the processes."""
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x)
+    return torch.stack(parts)
+
+
+def _sum_of_channels(x: Tensor) -> Tensor:
+    """Sum (n, C, ...) to (C,)."""
+    return x.movedim(1, -1).reshape(-1, x.shape[1]).sum(0)
 
 
 def _channel_shape(x: Tensor) -> list[int]:
@@ -269,14 +277,37 @@ class _LossModule(nn.Module):
         return terms
 
 
-def wrap_ddp(method: nn.Module) -> Loss:
-    """Return a method's loss, whose gradients are averaged over all processes after each backward pass.
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average gradients over all processes, in place, by one collective for each dtype.
 
-    The method is changed: its batch norms become `SyncBatchNorm`.
+    A parameter without a gradient in any process keeps none; one without a gradient in some has 0 there.
+    """
+    by_dtype: dict[torch.dtype, list[nn.Parameter]] = {}
+    for p in parameters:
+        if p.requires_grad:
+            by_dtype.setdefault(p.dtype, []).append(p)
+    for dtype, group in by_dtype.items():
+        present = torch.tensor([p.grad is not None for p in group], dtype=dtype, device=group[0].device)
+        parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in group]
+        flat = torch.cat([present, *parts])
+        dist.all_reduce(flat)
+        present, *parts = (flat / world_size()).split([len(group), *map(len, parts)])
+        for p, gradient, used in zip(group, parts, present.tolist()):
+            p.grad = gradient.view_as(p) if used else None
+
+
+def wrap_ddp(method: nn.Module) -> Loss:
+    """Return a method's loss for several processes, each with all weights.
+
+    The method is changed: its batch norms become `SyncBatchNorm`. On GPUs the loss is a DistributedDataParallel, which
+    averages the gradients while the backward pass goes on. On CPUs, whose cores are busy with that pass, the training
+    step averages them at once afterwards, with `average_gradients`.
     """
     if not is_distributed():
         return method.loss  # type: ignore[return-value]
     convert_sync_batch_norm(method)
+    if next(method.parameters()).device.type == "cpu":
+        return method.loss  # type: ignore[return-value]
     named = signature(DistributedDataParallel).parameters
     keep_buffers = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
     options: dict[str, Any] = {keep_buffers: False}

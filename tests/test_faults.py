@@ -204,8 +204,8 @@ def test_a_run_that_is_killed_repeatedly_also_during_saves_ends_with_the_same_bi
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows cannot fork")
 def test_a_process_that_is_killed_repeatedly_ends_with_the_same_bits():
-    command = [sys.executable, "-m", "tests.benchmarks.interrupted_runs", "--kills", "10", "--steps", "1200"]
+    command = [sys.executable, "-m", "tests.benchmarks.interrupted_runs", "--kills", "6", "--steps", "600"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "10 kills" in result.stdout
+    assert "6 kills" in result.stdout
     assert "the same bits" in result.stdout

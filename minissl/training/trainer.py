@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minissl import distributed
 from minissl.data.batch import Batch
@@ -112,6 +112,8 @@ def training_step(
             terms = (loss or method.loss)(part, progress)
         (terms["loss"] / config.grad_accum_steps).backward()
         part_terms.append({name: term.detach() for name, term in terms.items()})
+    if distributed.is_distributed() and not isinstance(loss, nn.Module):  # DDP and FSDP2 do it themselves
+        distributed.average_gradients(method.parameters())
     if progress < config.freeze_encoder_fraction:
         zero_encoder_grads(method)
     if config.clip_grad:
