@@ -10,7 +10,7 @@ from PIL import Image
 
 TINY = (
     "--device cpu --image_size 16 --crop_size 16 --local_crop_size 8 --encoder.patch_size 8 --num_prototypes 32 "
-    "--hidden_dim 16 --bottleneck_dim 8 --batch_size 4 --minutes 0 --epochs 1"
+    "--hidden_dim 16 --bottleneck_dim 8 --batch_size 4 --minutes 0 --epochs 1 --threads 1"
 ).split()
 
 

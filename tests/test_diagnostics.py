@@ -45,7 +45,8 @@ HEALTHY |= {"context_length": 24, "decoder_dim": 32, "decoder_depth": 1, "gram_c
 def tiny_runs(monkeypatch):
     """Use few images and a tiny encoder, and log every step."""
     monkeypatch.setattr(registry, "Scenes", lambda split, size, *args, **kwargs: Scenes(split, size, 256))
-    tiny = wraps(create_encoder)(lambda **options: tiny_vit(4, 16, "conv"))
+    options = {"stem": "deep_conv", "isolated_patches": True}  # MAE's
+    tiny = wraps(create_encoder)(lambda **_: tiny_vit(4, 16, **options))
     monkeypatch.setattr(run_config, "create_encoder", tiny)
     monkeypatch.setattr(run_config.pretrained, "load_weights", lambda encoder, weights: None)
     monkeypatch.setattr(logger.Interval, "due", lambda self: self.seconds == 1.0)

@@ -38,7 +38,7 @@ ENCODER_OPTIONS: dict[str, Any] = {
     "name": "nano",
     "patch_size": 8,
     "image_size": 32,
-    "stem": "conv",
+    "stem": "deep_conv",
     "init_std": 0.088,
 }
 METHOD_OPTIONS: dict[str, Any] = {

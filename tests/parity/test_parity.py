@@ -39,6 +39,7 @@ COMBINES = "combines functions and networks that are compared"
 NOT_COMPARED = {  # name: reason
     **dict.fromkeys(("CLIP", "DINO", "DINOv2", "DINOv3", "SimCLR"), COMBINES),
     "Transfer": "cross-entropy of torch on a linear layer",
+    "cosine_similarities": "compared inside nt_xent and clip_loss",
     "freeze_encoder": "sets flags",
     "update_teacher": "calls EMATeacher.update for each network",
     "num_prototypes_by_head": "reads sizes",
