@@ -285,7 +285,8 @@ def _fit(
     (train_set, test_set), device = data, next(method.parameters()).device
     size = sum(t.nbytes for t in method.state_dict().values()) + 2 * sum(p.nbytes for p in method.parameters())
     checkpoint.check_disk_space(output_dir, 3 * size)
-    resident = train_set.to(device) if fits_on_device(train_set.nbytes, device) else train_set
+    move = train_set.device != device and fits_on_device(train_set.nbytes, device)
+    resident = train_set.to(device) if move else train_set  # where nothing moves, Scenes are rendered as they come
     known = (output_dir / "config.json").exists()
     plan = read_run(output_dir)[1] if known else trainer.plan(method, resident, config, threads)
     plan = distributed.broadcast_object(plan)
