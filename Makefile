@@ -134,7 +134,7 @@ scoreboard: $(READY)  ## compare all methods, 3 seeds, 5 CPU minutes each (3 hou
 bench: $(if $(READY),.venv/ready-test)  ## compare training speed with lightly and an explicit loop (17 minutes, runs/speed.json)
 	$(PYTHON) -m tests.benchmarks.speed $(OPTIONS)
 
-bench-views: $(READY)  ## compare augmentation speed with torchvision (a minute; FOLDER= of images, else Scenes)
+bench-views: $(if $(READY),.venv/ready-test)  ## compare augmentation speed with kornia and torchvision (a minute; FOLDER= of images, else Scenes)
 	$(PYTHON) -m tests.benchmarks.views $(if $(FOLDER),--folder "$(FOLDER)")
 
 clean:  ## remove .venv; runs and data stay

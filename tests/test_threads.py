@@ -1,9 +1,11 @@
 """The number of threads follows the cores that are free: on a simulated machine, whose clock the steps move on."""
 
+import json
 import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 from statistics import median
 
 import pytest
@@ -11,6 +13,9 @@ import torch
 
 from minissl.training import threads
 from minissl.training.threads import Threads, cgroup_quota, usable_cores
+from tests.benchmarks import busy
+
+ROOT = Path(__file__).parent.parent
 
 CPU = torch.device("cpu")
 
@@ -132,3 +137,8 @@ def test_the_affinity_of_the_process_is_a_limit():
     code = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))});"
     code += "from minissl.training.threads import thread_limit; print(thread_limit())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
+
+
+def test_the_documentation_has_the_recorded_table():
+    rates = json.loads((ROOT / "data/recorded/busy.json").read_text(encoding="utf-8"))
+    assert busy.markdown_table(rates) in (ROOT / "docs/speed.md").read_text(encoding="utf-8")

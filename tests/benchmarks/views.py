@@ -1,9 +1,9 @@
-"""Speed of DINO's augmented views, per second and core: minissl by batches, torchvision image by image.
+"""Speed of DINO's augmented views, per second and core: minissl and kornia by batches, torchvision image by image.
 
 Two global crops of 32 pixels and four local crops of 16 are made from images of 32 pixels, with one thread each. Input
-is uint8, output normalized float. Both start from pixels in memory: a tensor for minissl, PIL images for torchvision,
-whose blur has the smallest kernel and whose views are not collated. They take turns, slice by slice, and CPU time is
-measured, so that other processes affect both alike.
+is uint8, output normalized float. All start from pixels in memory: a tensor for minissl and kornia, PIL images for
+torchvision, whose views are not collated. The blur of both others has the smallest kernel. They take turns, slice by
+slice, and CPU time is measured, so that other processes affect all alike.
 
     python -m tests.benchmarks.views [--folder FOLDER] [--images 10000]
 """
@@ -66,6 +66,34 @@ class TorchvisionMultiCrop:
         return [transform(image) for transform in self.recipes]
 
 
+def kornia_recipe(size: int, scale: tuple[float, float], blur_prob: float, solarize_prob: float) -> torch.nn.Module:
+    """Return kornia's transform of a batch (B, 3, H, W) in [0, 1] to one view (B, 3, size, size)."""
+    import kornia.augmentation as K
+
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return K.AugmentationSequential(
+        K.RandomResizedCrop((size, size), scale=scale, resample="bicubic"),
+        K.RandomHorizontalFlip(),
+        K.ColorJiggle(0.4, 0.4, 0.2, 0.1, p=0.8),
+        K.RandomGrayscale(p=0.2),
+        K.RandomGaussianBlur((3, 3), (0.1, 2.0 * CROP_SIZE / 224), p=blur_prob),
+        K.RandomSolarize(0.0, 0.0, p=solarize_prob),
+        K.Normalize(mean, std),
+    )
+
+
+class KorniaMultiCrop:
+    """The same views of a batch, by kornia."""
+
+    def __init__(self) -> None:
+        local = kornia_recipe(LOCAL_CROP_SIZE, LOCAL_SCALE, 0.5, 0.0)
+        global_crops = [kornia_recipe(CROP_SIZE, GLOBAL_SCALE, *probs) for probs in ((1.0, 0.0), (0.1, 0.2))]
+        self.recipes = [*global_crops, *[local] * NUM_LOCAL_CROPS]
+
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        return [transform(images.float() / 255) for transform in self.recipes]
+
+
 def cpu_seconds(function: Callable[[Any], None], argument: Any) -> float:
     """Measure the CPU time of a call."""
     start = time.process_time()
@@ -73,22 +101,27 @@ def cpu_seconds(function: Callable[[Any], None], argument: Any) -> float:
     return time.process_time() - start
 
 
-def compare(images: Tensor, slices: int) -> tuple[Tensor, Tensor]:
-    """Return images per second of minissl and of torchvision, (slices,) each. The first images warm both up."""
-    transform = TorchvisionMultiCrop()
+def compare(images: Tensor, slices: int) -> dict[str, Tensor]:
+    """Return images per second by library, (slices,) each. The first images warm all up."""
+    torchvision_transform, kornia_transform = TorchvisionMultiCrop(), KorniaMultiCrop()
 
     def torchvision_views(pil_images: list[Any]) -> None:
         for image in pil_images:
-            transform(image)
+            torchvision_transform(image)
 
-    minissl_views(images[:BATCH_SIZE])
-    torchvision_views([to_pil_image(image) for image in images[:8]])
-    rates = []
-    for part in images.chunk(slices):
-        pil_images = [to_pil_image(image) for image in part]
-        seconds = cpu_seconds(minissl_views, part), cpu_seconds(torchvision_views, pil_images)
-        rates.append([len(part) / s for s in seconds])
-    return torch.tensor(rates).unbind(1)
+    def kornia_views(images: Tensor) -> None:
+        for batch in images.split(BATCH_SIZE):
+            kornia_transform(batch)
+
+    makers = {"minissl": minissl_views, "kornia": kornia_views, "torchvision": torchvision_views}
+    rates: dict[str, list[float]] = {name: [] for name in makers}
+    for i, part in enumerate([images[:BATCH_SIZE], *images.chunk(slices)]):
+        for name, make in makers.items():
+            source = [to_pil_image(image) for image in part] if name == "torchvision" else part
+            seconds = cpu_seconds(make, source)
+            if i:
+                rates[name].append(len(part) / seconds)
+    return {name: torch.tensor(values) for name, values in rates.items()}
 
 
 def main() -> None:
@@ -102,13 +135,11 @@ def main() -> None:
     images = dataset.subset(order[:n]).images
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    own_rate, torchvision_rate = compare(images, slices=max(1, len(images) // 512))
-    ratio = own_rate / torchvision_rate
-    low, middle, high = ratio.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
-    print(f"{len(images)} images in {len(ratio)} slices, one thread, images per second of CPU time (median):")
-    print(f"  minissl      {own_rate.median():8.0f}")
-    print(f"  torchvision  {torchvision_rate.median():8.0f}")
-    print(f"  ratio        {middle:8.1f}   (80 % of the slices between {low:.1f} and {high:.1f})")
+    rates = compare(images, slices=max(1, len(images) // 512))
+    print(f"{len(images)} images, one thread, images per second of CPU time (median over slices):")
+    for name, values in rates.items():
+        low, middle, high = (rates["minissl"] / values).quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
+        print(f"  {name:12}{values.median():8.0f}   minissl is faster by {middle:.1f} (80 %: {low:.1f} to {high:.1f})")
 
 
 if __name__ == "__main__":
