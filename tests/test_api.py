@@ -43,6 +43,7 @@ def test_import_loads_nothing_but_itself():
     assert printed == "['minissl']\n"
 
 
+@pytest.mark.slow
 def test_lists_hold_what_can_be_made():
     assert {"dino", "simclr", "mae", "rotation", "colorization", "inpainting"} <= set(minissl.list_methods())
     assert {"scenes", "cifar10"} <= set(minissl.list_datasets())

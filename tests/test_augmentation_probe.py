@@ -29,6 +29,7 @@ def accuracies(scenes):
     return probe_augmentations(scenes.images, AUGMENTATIONS, {"place": scenes.factors["place"].labels})
 
 
+@pytest.mark.slow
 def test_the_chance_level_is_that_of_the_most_frequent_label(accuracies, scenes):
     assert set(accuracies) == {"chance", "nothing", *AUGMENTATIONS}
     assert {tuple(row) for row in accuracies.values()} == {(*TARGETS, "place")}

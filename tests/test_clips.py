@@ -32,6 +32,7 @@ def test_a_data_loader_batches_clips():
     assert batch.masks.shape == (2, 3, 16, 16)
 
 
+@pytest.mark.slow
 def test_there_are_one_to_three_objects(clips):
     counts = torch.tensor([int(clip.masks.max()) for clip in clips])
     assert set(counts.tolist()) == {1, 2, 3}

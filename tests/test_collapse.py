@@ -48,6 +48,7 @@ def test_collapse_metrics_equal_their_parts():
     assert metrics["knn"] == (knn(train_features, train_labels, features) == labels).float().mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("removed", "expected"), [((), "none"), (("centering",), "one-hot"), (("sharpening",), "uniform")]
 )

@@ -126,6 +126,7 @@ def test_a_file_in_the_place_of_the_run_stays(capsys, tmp_path):
     assert (tmp_path / "run").read_text() == "content"
 
 
+@pytest.mark.slow
 def test_a_run_on_class_folders(capsys, labeled, tmp_path):
     """Train, resume, evaluate and visualize; unreadable files are counted."""
     (labeled / "train" / "cat" / "broken.jpg").write_bytes((labeled / "train" / "cat" / "000.png").read_bytes()[:60])

@@ -324,6 +324,7 @@ def build_preset(name, preset):
 SLOW = pytest.mark.slow  # repeats of what is tested for another precision or method among the fast tests
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "precision"),
     [("cpu", "fp32"), ("cpu", "bf16"), pytest.param("gpu", "fp32", marks=SLOW), ("gpu", "bf16")],

@@ -94,6 +94,7 @@ def diagnose(output_dir, capsys):
     return names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list_methods())
 def test_a_healthy_run_of_every_method_has_no_findings(name, tmp_path, capsys):
     train_run(tmp_path, name)
@@ -174,6 +175,7 @@ def test_equal_images_leave_the_loss_at_chance_level(name, tmp_path, capsys):
     assert diagnose(tmp_path, capsys) == ["chance-level loss"]
 
 
+@pytest.mark.slow
 def test_a_teacher_hardly_sharper_than_the_student_collapses_to_uniform(tmp_path, capsys):
     soft = {"teacher_temp": 0.099, "warmup_teacher_temp": 0.099}
     train_run(tmp_path, "dino", sinkhorn_iterations=0, koleo_loss_weight=0.0, use_bn_in_head=False, **soft)
@@ -181,12 +183,14 @@ def test_a_teacher_hardly_sharper_than_the_student_collapses_to_uniform(tmp_path
     assert diagnose(tmp_path, capsys) == ["uniform collapse"]
 
 
+@pytest.mark.slow
 def test_without_centering_the_teacher_collapses_to_one_hot(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(dino, "update_center", lambda center, logits, momentum: center)
     train_run(tmp_path, "dino", sinkhorn_iterations=0, koleo_loss_weight=0.0, use_bn_in_head=False)
     assert diagnose(tmp_path, capsys) == ["one-hot collapse"]
 
 
+@pytest.mark.slow
 def test_a_large_weight_of_koleo_dominates(tmp_path, capsys):
     train_run(tmp_path, "dino", koleo_loss_weight=100.0)
     assert diagnose(tmp_path, capsys) == ["KoLeo dominates"]
@@ -255,6 +259,7 @@ def constant_features(name, tensor):
     return next((torch.full_like(tensor, value) for key, value in scales.items() if name.endswith(key)), tensor)
 
 
+@pytest.mark.slow
 def test_problems_that_only_the_features_show_are_found(tmp_path, capsys):
     train_run(tmp_path, "dino")
     path = tmp_path / "checkpoint.safetensors"

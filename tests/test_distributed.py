@@ -67,6 +67,7 @@ def results(tmp_path_factory):
     return [torch.load(folder / f"{i}.pt", weights_only=True) for i in range(WORLD_SIZE)]
 
 
+@pytest.mark.slow
 def test_the_mean_loss_is_that_of_the_whole_batch(results):
     assert [int(result["rank"]) for result in results] == [0, 1]
     losses = torch.stack([result["loss"] for result in results])

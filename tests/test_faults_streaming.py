@@ -89,6 +89,7 @@ def test_changed_files_are_detected_without_decoding(data, event):
     assert image_files(data).fingerprint["files"] != before["files"]
 
 
+@pytest.mark.slow
 def test_a_resumed_streamed_run_reports_changed_files(data, tmp_path, capsys):
     with small_memory():
         run_dir = interrupted_run(data, tmp_path)

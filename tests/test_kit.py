@@ -92,6 +92,7 @@ def test_a_teacher_gets_notes_for_every_chapter(kits):
     assert sorted(path.name for path in (kits["teacher"] / "chapters" / "notes").iterdir()) == [n.name for n in NOTES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("audience", ["student", "teacher"])
 def test_a_zip_file_unpacks_to_a_course_that_runs_alone(kits, audience, tmp_path):
     shutil.unpack_archive(kits[audience].with_suffix(".zip"), tmp_path)
@@ -108,6 +109,7 @@ def test_a_zip_file_unpacks_to_a_course_that_runs_alone(kits, audience, tmp_path
             assert (folder / "chapters" / name).exists(), (path.name, name)
 
 
+@pytest.mark.slow
 def test_start_opens_jupyterlab_or_names_missing_packages(kits, tmp_path):
     folder = Path(shutil.copytree(kits["student"], tmp_path / "student"))
     command = [sys.executable, str(folder / "start.py"), "--version"]

@@ -139,6 +139,7 @@ def test_memory_counted_on_fake_tensors_is_near_that_of_a_real_training():
     assert 0.6 < counted / measured < 1.05
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_and_gradient_accumulation_halve_the_memory():
     words = ["transfer", *NANO.split(), "--encoder.depth", "6", "--batch_size", "256"]
     whole = count_memory(words)

@@ -39,6 +39,7 @@ def metrics(folder):
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_every_factor_is_evaluated_and_clip_zero_shot(runs):
     names = set(metrics(runs / "clip"))
     factors = ("object", "color", "action", "place")
@@ -60,6 +61,7 @@ def test_compare_writes_a_figure_and_its_numbers(runs, capsys):
     assert "random init" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_runs_evaluated_on_different_data_are_refused(runs, capsys):
     assert main(["evaluate", str(runs / "known"), "--data", "scenes:known"]) == 0
     assert main(["compare", str(runs / "known"), str(runs / "clip")]) == 2

@@ -133,6 +133,7 @@ def test_dinotxt_needs_a_pretrained_encoder():
         parse_run(["dinotxt", *CPU])[0].build()
 
 
+@pytest.mark.slow
 def test_training_from_python_gives_the_run_of_the_command_line(tmp_path):
     """The same checkpoint bit for bit, the same metrics and files."""
     data = class_folders(tmp_path / "data", train=6, test=2)
@@ -153,6 +154,7 @@ def test_training_from_python_gives_the_run_of_the_command_line(tmp_path):
     assert main(["train", "dino", *words, "--out", str(tmp_path / "python"), "--resume"]) == 0
 
 
+@pytest.mark.slow
 def test_a_training_from_python_is_resumed_with_the_same_bits(tmp_path):
     train(tiny_dino(), random_images(), CONFIG, tmp_path / "whole", device="cpu")
     with at_step(5, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
@@ -169,6 +171,7 @@ def test_a_training_from_python_is_resumed_with_the_same_bits(tmp_path):
     assert not (run.output_dir / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_any_torch_data_set_is_trained_on(tmp_path):
     run = train(tiny_dino(), PairDataset(), CONFIG, tmp_path, test_set=PairDataset(), device="cpu")
     assert run.config.data == "custom"
@@ -177,6 +180,7 @@ def test_any_torch_data_set_is_trained_on(tmp_path):
     assert run.encoder(torch.zeros(1, 3, 16, 16)).cls.shape == (1, 128)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_data_set_made_in_python_is_evaluated_on_a_named_one(tmp_path, capsys):
     train(tiny_dino(), random_images(), CONFIG, tmp_path, device="cpu")
     for finish in (evaluate_run, visualize_run):
@@ -195,6 +199,7 @@ def toy_method():
     return ToyMethod()
 
 
+@pytest.mark.slow
 def test_a_method_made_in_python_is_trained_and_resumed(tmp_path):
     whole = train(toy_method(), random_images(), CONFIG, tmp_path / "whole", test_set=random_images(8, 1), device="cpu")
     with at_step(5, lambda: signal.raise_signal(signal.SIGINT)), pytest.raises(KeyboardInterrupt):
@@ -235,6 +240,7 @@ def test_another_method_made_in_python_does_not_resume_the_run(tmp_path):
         train(OtherMethod(), random_images(), CONFIG, tmp_path, device="cpu", resume=True)
 
 
+@pytest.mark.slow
 def test_a_wrapped_network_is_trained(tmp_path):
     network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.BatchNorm2d(8), nn.ReLU())  # (B, 8, 4, 4)
     method = create_method(
@@ -261,6 +267,7 @@ def test_a_crop_larger_than_the_images_is_refused(tmp_path):
         train(tiny_dino(crop_size=32), random_images(), CONFIG, tmp_path, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_method_of_a_file_is_trained_and_loaded_from_another_folder(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text(
         "from minissl.methods.simclr import SimCLR\n\n\nclass Mine(SimCLR):\n    '''My method.'''\n"

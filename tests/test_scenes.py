@@ -49,6 +49,7 @@ def test_scenes_equal_the_published_ones():
     assert {name: digest(getattr(scenes, name)) for name in GOLDEN} == GOLDEN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", ["", "default"])
 def test_threads_and_vector_instructions_do_not_change_the_bytes(scenes, capability):
     """Elementwise float64 is rounded alike with and without vector instructions, to far below a gray level."""

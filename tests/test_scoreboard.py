@@ -76,6 +76,7 @@ def test_cells_are_collected_by_row_and_seed_with_their_loss_curve(tmp_path):
     assert rows["DINO"]["11"]["loss"][:2] == [[0, 5.0], [5, 4.95]]
 
 
+@pytest.mark.slow
 def test_an_interrupted_cell_is_resumed_and_ends_with_the_same_bits(tmp_path, monkeypatch):
     run = scoreboard.cell_config("DINO", 0, "digits", "cpu")
     dataset = run.load_dataset("train")
@@ -107,6 +108,7 @@ def interrupt_after_step(method, step):
     return after_step
 
 
+@pytest.mark.slow
 def test_a_random_init_cell_and_a_trained_cell_are_evaluated(tmp_path):
     options = {"out": str(tmp_path), "threads": 1, "preset": "cpu", "data": "digits", "minutes": 1.0}
     for row in ("random", "DINO"):

@@ -73,6 +73,7 @@ def test_a_damaged_file_is_replaced_by_the_next(folder):
         ImageFiles([files[2]], 16)[0]
 
 
+@pytest.mark.slow
 def test_a_run_from_the_disk_is_the_run_from_memory(folder, tmp_path):
     words = ["train", "dino", *TINY, "--data", f"folder:{folder}", "--out"]
     assert main([*words, str(tmp_path / "memory")]) == 0

@@ -403,6 +403,7 @@ def test_a_killed_run_ends_with_the_same_bits(whole, tmp_path):
     assert steps == sorted(steps)
 
 
+@pytest.mark.slow
 def test_ctrl_c_exits_with_130_and_the_resumed_run_has_the_same_bits(whole, tmp_path, capsys):
     with at_step(17, lambda: signal.raise_signal(signal.SIGINT), steps=40):
         assert train_dino(whole.parent / "data", tmp_path) == 130

@@ -139,6 +139,7 @@ def test_several_series_have_a_legend(figures):
         assert figures[name].legends, name
 
 
+@pytest.mark.slow
 def test_every_figure_can_be_written(figures, tmp_path):
     for name, figure in figures.items():
         figure.savefig(tmp_path / f"{name}.png", dpi=50)

@@ -14,7 +14,9 @@ from pathlib import Path
 
 CHAPTERS = Path(__file__).parent.parent
 LESSONS = sorted(f"chapters/{path.stem}" for path in CHAPTERS.glob("*.ipynb"))
-DOCS = "results parity your_images pretrained_weights tracking speed distributed adding_a_method teaching glossary".split()
+DOCS = (
+    "results parity your_images pretrained_weights tracking speed distributed adding_a_method teaching glossary".split()
+)
 REDIRECT = (
     '<!doctype html><meta charset="utf-8"><title>minissl</title><meta http-equiv="refresh" content="0; url={0}">'
     '<a href="{0}">minissl</a>\n'
