@@ -115,6 +115,8 @@ class CLIP(ImageTextMethod):
             "text_layers": 6,  # 12 in the paper
             "batch_size": 1024,  # 32,768 in the paper
             "lr": 5e-4,  # the paper's for ViT-B/32
+            "beta2": 0.98,  # the paper's for ViTs
+            "adam_eps": 1e-6,  # likewise
             "weight_decay": 0.2,  # the paper's, constant
             "final_weight_decay": 0.2,
             "clip_grad": 0.0,  # none in the paper

@@ -142,6 +142,7 @@ class DINO(Method):
             "encoder.drop_path": 0.1,  # the paper's
             "image_size": 256,
             "num_prototypes": 8192,  # 65,536 in the paper, for 1.3 million images
+            "teacher_momentum": 0.9995,  # the authors' advice for batches of 256; 0.996 for 1,024
             "batch_size": 256,  # 1,024 in the paper (64 on each of 16 GPUs)
             "lr": 5e-4,  # the paper's rule, 5e-4 * batch size / 256
             "compile": True,

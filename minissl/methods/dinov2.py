@@ -97,6 +97,7 @@ class DINOv2(Method):
             "encoder.layer_scale_init": 1e-5,  # the paper's
             "image_size": 256,
             "num_prototypes": 8192,  # 65,536 in the paper, for 1.3 million images
+            "sinkhorn_iterations": 0,  # centering, as the authors' short recipe for ImageNet-1k
             "batch_size": 256,  # 2,048 in the paper
             "lr": 2e-3,  # the paper's rule, 4e-3 * sqrt(batch size / 1024)
             "compile": True,

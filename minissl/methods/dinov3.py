@@ -113,7 +113,10 @@ class DINOv3(DINOv2):
             "crop_size": 256,  # the paper's
             "local_crop_size": 112,  # the paper's
             "image_size": 512,  # Gram crops are 512 pixels
+            "sinkhorn_iterations": 3,
             "teacher_momentum": 0.994,
+            "layer_decay": 0.98,  # the authors'
+            "beta2": 0.99,  # the authors'
             "final_lr": 2e-3,  # constant
             "final_weight_decay": 0.04,  # constant
             "gram_update_at": (0.2,),  # an early teacher, whose patch features the paper found best

@@ -69,7 +69,11 @@ class MaskedAutoencoder(PretextMethod):
             "decoder_dim": 128,  # 512 in the paper
             "decoder_depth": 1,  # 8 in the paper
         },
-        "gpu": PretextMethod.presets["gpu"],
+        "gpu": PretextMethod.presets["gpu"]
+        | {
+            "lr": 1.5e-4,  # the paper's rule, 1.5e-4 * batch size / 256
+            "beta2": 0.95,  # the paper's
+        },
     }
 
     encoder: ViT

@@ -6,7 +6,7 @@ from typing import Literal
 from minissl.errors import InputError
 
 Precision = Literal["auto", "fp32", "bf16"]
-POSITIVE = ("batch_size", "grad_accum_steps", "schedule_fraction")  # something is divided by these
+POSITIVE = ("batch_size", "adam_eps", "grad_accum_steps", "schedule_fraction")  # something is divided by these
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class TrainConfig:
             of steps planned; it is revised if the machine becomes slower or faster, see `training.plan`.
         batch_size: images per step, over all processes.
         optimizer: "adamw", or "lars" for very large batches of a convolutional network.
+        beta2: AdamW's decay of the second moment.
+        adam_eps: added to the root of AdamW's second moment.
         lr: peak learning rate, reached at the end of the warmup.
         final_lr: learning rate at the end of the schedule, reached along a cosine.
         warmup_fraction: fraction of the schedule over which the learning rate rises linearly from 0.
@@ -48,6 +50,8 @@ class TrainConfig:
     minutes: float = 0.0
     batch_size: int = 64
     optimizer: Literal["adamw", "lars"] = "adamw"
+    beta2: float = 0.999
+    adam_eps: float = 1e-8
     lr: float = 5e-4
     final_lr: float = 1e-6
     warmup_fraction: float = 0.1

@@ -54,7 +54,8 @@ def create_optimizer(method: Method, config: TrainConfig) -> torch.optim.Optimiz
     """Create AdamW or LARS for the trainable parameters, in the groups of `param_groups`."""
     if config.optimizer == "lars":
         return LARS(param_groups(method), lr=config.lr)
-    return torch.optim.AdamW(param_groups(method), lr=config.lr, fused=True)
+    betas = (0.9, config.beta2)
+    return torch.optim.AdamW(param_groups(method), lr=config.lr, betas=betas, eps=config.adam_eps, fused=True)
 
 
 def set_schedules(optimizer: torch.optim.Optimizer, config: TrainConfig, progress: float) -> float:
