@@ -151,6 +151,8 @@ class TrainingMonitor:
             if is_due or last:
                 interval.restart()
                 action(step, terms, lr)
+        if evaluate or save:
+            self.pace.skip()
         return stop and not last
 
     def _log_terms(self, step: int, terms: dict[str, Tensor], lr: float) -> None:

@@ -9,7 +9,7 @@ schedule is stretched or compressed over the steps that are left.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import fmean, median
 
 from minissl import distributed
 from minissl.training.threads import count_threads
@@ -71,6 +71,8 @@ class Pace:
         minutes: asked for; 0 keeps the plan.
         start_step: step from which the run continues.
         seconds: spent on the steps before.
+        on_gpu: steps are only started, and their time is that of the step that has to wait: their mean counts, not the
+            median.
         clock: seconds, as `time.monotonic` counts them.
     """
 
@@ -80,9 +82,10 @@ class Pace:
         minutes: float,
         start_step: int = 0,
         seconds: float = 0.0,
+        on_gpu: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self.plan, self.budget, self.clock = plan, 60 * minutes, clock
+        self.plan, self.budget, self.on_gpu, self.clock = plan, 60 * minutes, on_gpu, clock
         self.start = clock() - seconds
         shortest, longest = CHECK_SECONDS
         self.check_seconds = min(max(self.budget / CHECKS_PER_RUN, shortest), longest)
@@ -104,6 +107,10 @@ class Pace:
         self.last_time = now
         return now - self.last_check >= self.check_seconds
 
+    def skip(self) -> None:
+        """Leave what was done since the last step, an evaluation, out of the time of the next one."""
+        self.last_time = self.clock()
+
     def revise(self, step: int) -> bool:
         """Revise the plan after `step` steps if need be, in all processes at the same step. Returns whether it was."""
         steps = distributed.broadcast_object(self._steps_in_budget(step))
@@ -116,7 +123,7 @@ class Pace:
         """Return the length with which the run ends in its minutes; None if the planned one is near enough."""
         if len(self.times) < MIN_STEPS or step >= self.plan.steps:
             return None
-        measured = median(self.times)  # so that an evaluation between two steps does not count
+        measured = fmean(self.times) if self.on_gpu else median(self.times)
         self.times, self.last_check = [], self.clock()
         self.seconds_per_step += (measured - self.seconds_per_step) * (SMOOTHING if self.seconds_per_step else 1.0)
         left = self.budget - self.seconds

@@ -310,11 +310,12 @@ def fit(
     step = training.start_step
     if step >= plan.steps:
         training.save_encoder()  # the process may have been killed between the last checkpoint and its encoder
-    threads = threads or Threads(config.threads, next(method.parameters()).device)
+    device = next(method.parameters()).device
+    threads = threads or Threads(config.threads, device)
     if config.compile:
         compile_encoders(method)
         threads.fix()
-    pace = Pace(plan, config.minutes, step, training.seconds)
+    pace = Pace(plan, config.minutes, step, training.seconds, on_gpu=device.type != "cpu")
     monitor = TrainingMonitor(
         output_dir, pace, config, lambda: evaluate(training.gather().encoder),
         lambda step: training.save(step, pace.seconds), record, diagnose, loggers,
