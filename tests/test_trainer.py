@@ -414,6 +414,7 @@ def test_ctrl_c_exits_with_130_and_the_resumed_run_has_the_same_bits(whole, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # the compiler looks at what warns
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled_blocks_take_the_same_steps_on_a_cpu():
     config = TrainConfig(batch_size=4, precision="fp32")
