@@ -37,6 +37,7 @@ def test_the_chance_level_is_that_of_the_most_frequent_label(accuracies, scenes)
     assert accuracies["chance"]["place"] == scenes.factors["place"].labels[1200:].bincount().max() / 1200
 
 
+@pytest.mark.slow
 def test_targets_are_predicted_without_augmentation(accuracies):
     assert accuracies["nothing"]["color"] > 0.98
     assert accuracies["nothing"]["orientation"] > 0.7
@@ -44,21 +45,25 @@ def test_targets_are_predicted_without_augmentation(accuracies):
     assert accuracies["nothing"]["place"] > accuracies["chance"]["place"] + 0.3
 
 
+@pytest.mark.slow
 def test_black_images_destroy_everything(accuracies):
     assert all(accuracies["black"][name] == 0.25 for name in TARGETS)
 
 
+@pytest.mark.slow
 def test_grayscale_destroys_color_and_keeps_most_of_the_orientation(accuracies):
     """Not all of the orientation: the light comes from a random direction, and a sky is told by its blue."""
     assert accuracies["grayscale"]["color"] == pytest.approx(0.25, abs=0.05)
     assert accuracies["grayscale"]["orientation"] - 0.25 > 0.5 * (accuracies["nothing"]["orientation"] - 0.25)
 
 
+@pytest.mark.slow
 def test_a_flip_keeps_color_and_destroys_left_and_right(accuracies):
     assert accuracies["flip"]["color"] > 0.98
     assert 0.3 < accuracies["flip"]["position"] < 0.5  # above and below stay
 
 
+@pytest.mark.slow
 def test_a_crop_destroys_most_of_the_position_and_keeps_color(accuracies):
     kept = (accuracies["crop"]["position"] - 0.25) / (accuracies["nothing"]["position"] - 0.25)
     assert kept < 0.5  # not 0: most crops are large

@@ -51,6 +51,7 @@ def test_every_factor_is_evaluated_and_clip_zero_shot(runs):
     assert "zero_shot_object" not in metrics(runs / "known")
 
 
+@pytest.mark.slow
 def test_compare_writes_a_figure_and_its_numbers(runs, capsys):
     assert main(["compare", str(runs / "known"), str(runs / "clip"), "--out", str(runs / "both.png")]) == 0
     rows = json.loads((runs / "both.json").read_text(encoding="utf-8"))
@@ -69,6 +70,7 @@ def test_runs_evaluated_on_different_data_are_refused(runs, capsys):
     assert main(["evaluate", str(runs / "known"), "--data", "scenes"]) == 0
 
 
+@pytest.mark.slow
 def test_runs_of_one_name_are_compared_by_their_paths(runs):
     again = shutil.copytree(runs / "known", runs / "again" / "known")
     assert main(["compare", str(runs / "known"), str(again), "--out", str(runs / "two.svg")]) == 0
@@ -77,6 +79,7 @@ def test_runs_of_one_name_are_compared_by_their_paths(runs):
     assert b"<svg" in (runs / "two.svg").read_bytes()
 
 
+@pytest.mark.slow
 def test_compare_refuses_other_folders_and_figures_that_cannot_be_written(runs, tmp_path, capsys):
     assert main(["compare", str(runs)]) == 2
     assert "minissl evaluate" in capsys.readouterr().err
@@ -133,6 +136,7 @@ def test_retrieval_needs_captions_only():
     assert captions_only.items() <= evaluate_zero_shot(method, scenes, 16).items()
 
 
+@pytest.mark.slow
 def test_export_writes_the_whole_method(runs):
     file = runs / "own" / "clip.safetensors"
     assert main(["export", str(runs / "clip"), str(file)]) == 0
@@ -150,6 +154,7 @@ def test_export_writes_the_whole_method(runs):
     assert not any(module.training for module in method.modules())
 
 
+@pytest.mark.slow
 def test_files_of_a_run_are_not_overwritten(runs, capsys):
     before = {path.name: path.read_bytes() for path in (runs / "clip").iterdir()}
     for args, message in (
@@ -166,6 +171,7 @@ def test_files_of_a_run_are_not_overwritten(runs, capsys):
     assert {path.name: path.read_bytes() for path in (runs / "clip").iterdir()} == before
 
 
+@pytest.mark.slow
 def test_an_encoder_file_is_not_a_method_and_unknown_names_are_refused(runs):
     with pytest.raises(InputError, match="clip"):
         pretrained.load_method(runs / "clip")
