@@ -1,7 +1,7 @@
 """Choose how many threads PyTorch uses on a CPU: no more than the process may use, and of these as many as are fastest.
 
 A parallel loop ends when its last thread does. With more threads than free cores, all wait for the one that has no
-core: on a machine of two cores, one of them busy, two threads train a third as fast as one. PyTorch takes every core it
+core: on a machine of two cores, one of them busy, two threads train half as fast as one, or slower. PyTorch takes every core it
 sees, whatever else runs there and whatever a container allows. So the number of threads is measured, on training steps,
 before the run and again while it goes on.
 """
