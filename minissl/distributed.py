@@ -250,7 +250,8 @@ class SyncBatchNorm(_BatchNorm):
                 self.running_mean.lerp_(mean.to(weight.dtype), weight)
                 self.running_var.lerp_((var * count / (count - 1).clamp_min(1)).to(weight.dtype), weight)
         shape = _channel_shape(x)
-        return (y if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)).to(x.dtype)
+        y = y.clone() if self.weight is None else y * self.weight.view(shape) + self.bias.view(shape)
+        return y.to(x.dtype)
 
 
 def convert_sync_batch_norm(module: nn.Module) -> None:
@@ -307,6 +308,8 @@ def wrap_ddp(method: nn.Module) -> Loss:
         return method.loss  # type: ignore[return-value]
     convert_sync_batch_norm(method)
     if next(method.parameters()).device.type == "cpu":
+        for x in (*method.parameters(), *method.buffers()):  # all begin with the weights of the first
+            dist.broadcast(x.data, 0)
         return method.loss  # type: ignore[return-value]
     named = signature(DistributedDataParallel).parameters
     keep_buffers = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"

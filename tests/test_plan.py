@@ -89,6 +89,13 @@ def test_steps_of_a_gpu_are_judged_by_their_mean():
     assert clock.now == pytest.approx(480, rel=0.02)
 
 
+def test_a_first_step_that_compiles_revises_nothing():
+    clock, first = Clock(), iter([60.0])
+    pace = Pace(Plan(3000, 0.3), 15.0, on_gpu=True, clock=clock)
+    assert run_at_speed(pace, clock, lambda now: next(first, 0.3)) <= 1
+    assert pace.plan.steps == pytest.approx(3000, rel=0.1)
+
+
 def test_an_evaluation_is_no_slow_step():
     clock = Clock()
     pace = Pace(Plan(4800, 0.1), 8.0, on_gpu=True, clock=clock)

@@ -73,6 +73,25 @@ def test_a_process_that_comes_and_goes_is_noticed_and_said(monkeypatch):
         assert (chooser.count, len(lines)) == (2, 2)
 
 
+def test_a_context_within_itself_restores_the_number_of_before(monkeypatch):
+    machine = Machine(monkeypatch, 2, busy=1)
+    with Threads(0, CPU, clock=lambda: machine.now) as chooser:
+        machine.train(chooser, 10)
+        with chooser:
+            machine.train(chooser, 10)
+        assert machine.count == 1
+    assert machine.count == 2
+
+
+def test_a_step_that_renders_images_says_nothing_about_threads(monkeypatch):
+    machine = Machine(monkeypatch, 2)
+    seconds, calls = machine.seconds, iter(range(10**6))
+    monkeypatch.setattr(machine, "seconds", lambda count: seconds(count) + 0.6 * (next(calls) % 5 == 0))
+    with Threads(0, CPU, clock=lambda: machine.now) as chooser:
+        machine.train(chooser, 10)
+        assert chooser.count == 2
+
+
 def test_long_steps_are_tried_once(monkeypatch):
     machine = Machine(monkeypatch, 16, step_seconds=60.0)
     with Threads(0, CPU, clock=lambda: machine.now) as chooser:
@@ -127,9 +146,10 @@ def test_quota_of_control_groups(tmp_path):
 
 
 def test_a_part_of_a_core_is_one_thread(monkeypatch):
-    for quota, cores in ((0.5, 1), (1.5, 2), (math.inf, usable_cores())):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    for quota, cores in ((0.5, 1), (1.5, 2), (math.inf, 2)):
         monkeypatch.setattr(threads, "cgroup_quota", lambda quota=quota: quota)
-        assert usable_cores() == min(cores, os.cpu_count())
+        assert usable_cores() == cores
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")

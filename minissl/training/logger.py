@@ -145,6 +145,7 @@ class TrainingMonitor:
         log, evaluate, save, revise, stop = distributed.any_process(*flags, self.pace.due(), interrupted)
         if revise and self.pace.revise(step):
             self._tell_revision()
+            self.pace.skip()
         last = step == self.pace.plan.steps
         actions = (self._log_terms, log), (self._evaluate, evaluate), (self._save, save or stop)
         for interval, (action, is_due) in zip(self.intervals, actions):

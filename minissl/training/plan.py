@@ -17,6 +17,7 @@ from minissl.training.threads import count_threads
 TOLERANCE = 0.1  # of the minutes asked for, by which a run may miss them without being revised
 MIN_STEPS = 5  # measured before a revision
 SMOOTHING = 0.5  # weight of the last measurement in the time of a step, so that a short disturbance changes little
+MIN_LEFT = 0.01  # of the minutes, for the rest of the schedules even if the minutes are over
 CHECKS_PER_RUN = 40
 CHECK_SECONDS = (1.0, 10.0)  # shortest and longest time between two checks
 
@@ -90,7 +91,8 @@ class Pace:
         shortest, longest = CHECK_SECONDS
         self.check_seconds = min(max(self.budget / CHECKS_PER_RUN, shortest), longest)
         self.seconds_per_step = plan.seconds_per_step
-        self.last_step, self.last_check, self.last_time = start_step, clock(), clock()
+        self.last_step, self.last_check = start_step, clock()
+        self.last_time: float | None = None  # none before the first step, which compiles, and loads what is loaded once
         self.times: list[float] = []  # of the steps since the last check
 
     @property
@@ -103,7 +105,8 @@ class Pace:
         if not self.budget:
             return False
         now = self.clock()
-        self.times.append(now - self.last_time)
+        if self.last_time is not None:
+            self.times.append(now - self.last_time)
         self.last_time = now
         return now - self.last_check >= self.check_seconds
 
@@ -116,7 +119,7 @@ class Pace:
         steps = distributed.broadcast_object(self._steps_in_budget(step))
         if steps is None:
             return False
-        self.plan = self.plan.revise(step, steps)
+        self.plan = replace(self.plan.revise(step, steps), seconds_per_step=self.seconds_per_step)
         return True
 
     def _steps_in_budget(self, step: int) -> int | None:
@@ -126,7 +129,7 @@ class Pace:
         measured = fmean(self.times) if self.on_gpu else median(self.times)
         self.times, self.last_check = [], self.clock()
         self.seconds_per_step += (measured - self.seconds_per_step) * (SMOOTHING if self.seconds_per_step else 1.0)
-        left = self.budget - self.seconds
+        left = max(self.budget - self.seconds, MIN_LEFT * self.budget)
         expected = (self.plan.steps - step) * self.seconds_per_step
         if abs(expected - left) <= TOLERANCE * self.budget:
             return None

@@ -290,8 +290,9 @@ def _fit(
     known = (output_dir / "config.json").exists()
     plan = read_run(output_dir)[1] if known else trainer.plan(method, resident, config, threads)
     plan = distributed.broadcast_object(plan)
+    threads.count = min(threads.count, plan.threads or threads.count)
     distributed.print_once(f"{len(train_set)} images of {run.data}; {plan}.")
-    record = partial(_write_config, run, train_set, output_dir / "config.json")
+    record = partial(_write_config, run, _original_fingerprint(run, train_set, output_dir), output_dir / "config.json")
     record(plan)
     for finding in diagnostics.check_options(asdict(run), plan.steps, method):
         distributed.print_once(finding)
@@ -323,19 +324,24 @@ def _evaluation_while_training(
     return evaluate
 
 
-def _write_config(run: RunConfig, dataset: ImageDataset, path: Path, plan: Plan) -> None:
-    """Write config.json, and warn if the images are not those with which the run began; the first process does."""
-    if distributed.rank():
-        return
+def _original_fingerprint(run: RunConfig, dataset: ImageDataset, output_dir: Path) -> dict[str, Any]:
+    """Return the fingerprint of the images with which the run began, and warn if they have changed."""
     current = dataset.fingerprint
-    original = checkpoint.read_json(path).get("data", current)
+    path = output_dir / "config.json"
+    original: dict[str, Any] = (checkpoint.read_json(path) if path.exists() else {}).get("data", current)
     if any(original[key] != current[key] for key in original.keys() & current.keys()):
         distributed.print_once(
             f"The images of {run.data} are not those with which the run began ({original['images']} then, "
             f"{current['images']} now); it continues with the current ones, and its weights will differ."
         )
-    content = {"run": asdict(run), "plan": asdict(plan), "data": original}
-    checkpoint.write_json(path, {"format_version": checkpoint.FORMAT_VERSION} | content)
+    return original
+
+
+def _write_config(run: RunConfig, fingerprint: dict[str, Any], path: Path, plan: Plan) -> None:
+    """Write config.json; the first process does."""
+    if distributed.rank() == 0:
+        content = {"run": asdict(run), "plan": asdict(plan), "data": fingerprint}
+        checkpoint.write_json(path, {"format_version": checkpoint.FORMAT_VERSION} | content)
 
 
 def _load_trained(run: RunConfig, output_dir: Path) -> _Trained:

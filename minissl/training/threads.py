@@ -1,9 +1,9 @@
 """Choose how many threads PyTorch uses on a CPU: no more than the process may use, and of these as many as are fastest.
 
 A parallel loop ends when its last thread does. With more threads than free cores, all wait for the one that has no
-core: on a machine of two cores, one of them busy, two threads train half as fast as one, or slower. PyTorch takes every core it
-sees, whatever else runs there and whatever a container allows. So the number of threads is measured, on training steps,
-before the run and again while it goes on.
+core: on a machine of two cores, one of them busy, two threads train half as fast as one, or slower. PyTorch takes every
+core it sees, whatever else runs there and whatever a container allows. So the number of threads is measured, on
+training steps, before the run and again while it goes on.
 """
 
 import math
@@ -106,7 +106,7 @@ class Threads:
         self.candidates = sorted({limit, -(-limit // 2), -(-limit // 4), 1}) if measured else [limit]
         self.count, self.report, self.clock = limit, report, clock
         self.seconds = math.inf
-        self._before = torch.get_num_threads()
+        self._before: list[int] = []  # a context may be entered within itself
         self._trials: list[int] = []  # numbers of threads of the next steps
         self._rounds = 0  # left, with those
         self._warm_up = True  # the first step with each number is slower and does not count
@@ -117,14 +117,14 @@ class Threads:
             self._start_trials()
 
     def __enter__(self) -> "Threads":
-        self._before = torch.get_num_threads()
+        self._before.append(torch.get_num_threads())
         torch.set_num_threads(self.count)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        torch.set_num_threads(self._before)
+        torch.set_num_threads(self._before.pop())
 
     @property
     def settled(self) -> bool:
@@ -174,8 +174,8 @@ class Threads:
             self._warm_up = False
             return self._start_trials()
         self._rounds -= 1
-        last = {count: times[-1] for count, times in self._times.items()}
-        fast_enough = [count for count, seconds in last.items() if seconds < HOPELESS * min(last.values())]
+        best = {count: min(times) for count, times in self._times.items()}
+        fast_enough = [count for count, seconds in best.items() if seconds < HOPELESS * min(best.values())]
         if self._rounds and len(fast_enough) > 1 and self.clock() - self._trial_start < TRIAL_SECONDS:
             self._trials = fast_enough
         else:
@@ -184,7 +184,8 @@ class Threads:
 
     def _choose(self) -> None:
         """Take the fastest number of those tried; a small gain does not change it."""
-        seconds = {count: median(times) for count, times in self._times.items()}
+        # The best time of each: a step that renders images or waits for a file says nothing about threads.
+        seconds = {count: min(times) for count, times in self._times.items()}
         fastest, previous = min(seconds, key=seconds.__getitem__), self.count
         first = math.isinf(self.seconds)
         if first or seconds[previous] > MIN_GAIN * seconds[fastest]:
@@ -192,7 +193,7 @@ class Threads:
         if not first and self.count != previous:
             old, new = (f"{seconds[count]:.2g} s with {count_threads(count)}" for count in (previous, self.count))
             self.report(f"A step takes {old} and {new}; training goes on with {count_threads(self.count)}.")
-        self.seconds = seconds[self.count]
+        self.seconds = median(self._times[self.count])
         torch.set_num_threads(self.count)
         now = self.clock()
         self._next_probe = now + max(PROBE_SECONDS, (now - self._trial_start) / MAX_PROBE_FRACTION)
