@@ -1,6 +1,6 @@
 """Train a run in its directory: from options to a trained encoder, its metrics and figures::
 
-    runs/NAME/config.json              the options, and the plan that was measured at the start
+    runs/NAME/config.json              the options, and the plan
               log.jsonl                terms of the loss and evaluations, one JSON object per line
               checkpoint.safetensors   everything needed to continue; checkpoint.previous.safetensors is the one before
               encoder.safetensors      the trained encoder; `hub.pretrained.load_encoder` reads it
@@ -58,7 +58,7 @@ class Run:
     Attributes:
         output_dir: the run directory.
         config: the options.
-        plan: length and cost, measured at the start.
+        plan: length and cost, as revised last.
         metrics: content of metrics.json; {} without test images, and in all processes but the first.
     """
 
