@@ -1,8 +1,8 @@
 """Training on several processes: collectives, data parallelism and sharding. In a single process all are no-ops.
 
 `torchrun` starts the processes and `torch.distributed` connects them. Each holds its own rows of every batch. A loss
-over all pairs of a batch gathers the rows of all processes, and its gradient flows back to each. Without
-sharding every process holds all weights; with FSDP2 (Zhao et al., 2023, arXiv:2304.11277) each holds a
+over all pairs of a batch gathers the rows of all processes, and its gradient flows back to each. Without sharding
+every process holds all weights; with FSDP2 (Zhao et al., 2023, arXiv:2304.11277) each holds a
 shard of every parameter and gathers a block when it is used. Results equal those of one process with the whole batch.
 
 Shapes: W processes with B rows each.

@@ -89,7 +89,7 @@ def test_steps_of_a_gpu_are_judged_by_their_mean():
     assert clock.now == pytest.approx(480, rel=0.02)
 
 
-def test_a_first_step_that_compiles_revises_nothing():
+def test_a_first_step_that_compiles_hardly_changes_the_plan():
     clock, first = Clock(), iter([60.0])
     pace = Pace(Plan(3000, 0.3), 15.0, on_gpu=True, clock=clock)
     assert run_at_speed(pace, clock, lambda now: next(first, 0.3)) <= 1

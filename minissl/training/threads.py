@@ -21,7 +21,7 @@ from minissl import distributed
 
 ROUNDS = 3  # steps with each number of threads
 TRIAL_SECONDS = 10.0  # after so long no further round begins
-HOPELESS = 2.0  # times as slow as the fastest number in a round: not tried again
+TOO_SLOW = 2.0  # times as slow as the fastest number in a round: not tried again
 TOLERATED_SLOWDOWN = 2.0  # times as slow as measured: then measured again
 OBSERVED_SECONDS = 3.0  # of such slow steps, before they count
 PROBE_SECONDS = 60.0  # after so long the other numbers are tried again: a core may have become free
@@ -135,7 +135,8 @@ class Threads:
         """Keep the number chosen so far, as compiled code needs it."""
         self.candidates = [self.count]
         self._trials.clear()
-        torch.set_num_threads(self.count)
+        if self._before:  # inside the context; else entering it sets the number
+            torch.set_num_threads(self.count)
 
     @contextmanager
     def step(self) -> Iterator[None]:
@@ -175,7 +176,7 @@ class Threads:
             return self._start_trials()
         self._rounds -= 1
         best = {count: min(times) for count, times in self._times.items()}
-        fast_enough = [count for count, seconds in best.items() if seconds < HOPELESS * min(best.values())]
+        fast_enough = [count for count, seconds in best.items() if seconds < TOO_SLOW * min(best.values())]
         if self._rounds and len(fast_enough) > 1 and self.clock() - self._trial_start < TRIAL_SECONDS:
             self._trials = fast_enough
         else:
